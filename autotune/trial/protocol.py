@@ -1,0 +1,235 @@
+"""What the supervisor writes for the ranks (`Request`) and what every rank answers (`RankResult`).
+
+Both are JSON files, written to a temporary name and renamed, so a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autotune.plan import Plan
+from autotune.spec.workload import Workload
+
+SCHEMA_VERSION = 1
+REQUEST_FILE = "request.json"
+
+
+class Outcome(StrEnum):
+    """How one configuration's trial ended."""
+
+    OK = "ok"
+    OOM = "oom"
+    """The device's memory, or the stated limit, was not enough."""
+    HOST_OOM = "host_oom"
+    """The kernel killed a rank for host memory."""
+    TIMEOUT = "timeout"
+    """The deadline passed while the ranks were still making progress."""
+    HANG = "hang"
+    """A rank stopped, or no rank made progress for a long while."""
+    CRASHED = "crashed"
+    INVALID = "invalid"
+    """What ran is not what was asked for."""
+    THRASH = "thrash"
+    """It ran so near the limit that the allocator had to retry; never a winner."""
+    INTERRUPTED = "interrupted"
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelSource(_Message):
+    """Which model the ranks build."""
+
+    name: str
+    """What the user called it."""
+    config: dict[str, Any]
+    """The Hugging Face config, complete with `model_type`."""
+    weights: str | None = None
+    """Folder with pretrained weights; None builds random weights from the config."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the tokenizer; None trains a byte-level BPE on the data."""
+
+
+class DatasetSource(_Message):
+    """One entry of an Axolotl `datasets:` list."""
+
+    model_config = ConfigDict(extra="allow")
+
+    path: str
+    type: str = "completion"
+    """`completion`, `alpaca` or `chat_template`."""
+    ds_type: str | None = None
+    field: str | None = None
+    field_messages: str | None = None
+    split: str = "train"
+
+
+class TrainSettings(_Message):
+    """What a full run needs beyond a trial."""
+
+    max_steps: int | None = None
+    num_epochs: float = 1.0
+    learning_rate: float = 2e-5
+    lr_scheduler: str = "cosine"
+    warmup_steps: int = 0
+    warmup_ratio: float | None = None
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    logging_steps: int = 1
+    eval_steps: int | None = None
+    """None evaluates at the end of the run alone."""
+    save_steps: int | None = None
+    """None saves at the end of the run alone."""
+    save_total_limit: int | None = None
+    val_set_size: float = 0.0
+    """Share of the sequences (below 1) or their count (1 and above) held out."""
+    use_tensorboard: bool = False
+    resume_from: str | None = None
+    """Checkpoint folder."""
+    save_final_weights: bool = True
+
+
+class Rung(_Message):
+    """One micro batch of a ladder, with the accumulation its full run would have."""
+
+    micro_batch_size: int = Field(ge=1)
+    grad_accum_steps: int = Field(ge=1)
+
+
+class Measurement(_Message):
+    """How long a rung measures."""
+
+    warmup_steps: int = 1
+    """Optimizer steps not counted, at each accumulation."""
+    min_steps: int = 3
+    max_steps: int = 20
+    """Counted optimizer steps at each accumulation."""
+    target_seconds: float = 4.0
+    """A rung's accumulation stops counting after `min_steps` steps once this time has passed."""
+
+
+class Request(_Message):
+    """Everything a rank needs to know."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    launch_id: str
+    mode: Literal["trial", "train"]
+    model: ModelSource
+    plan: dict[str, Any]
+    """`Plan.to_dict()`; in a trial the first rung replaces its micro batch and accumulation."""
+    workload: Workload
+    device: Literal["cuda", "cpu"]
+    out_dir: str
+    """Folder of this launch: request, results, logs. In train mode the run's output folder."""
+    rungs: list[Rung] = Field(default_factory=list)
+    measurement: Measurement = Field(default_factory=Measurement)
+    memory_limit_bytes: int | None = None
+    """Per rank. CUDA: the allocator's fraction. CPU: RLIMIT_DATA above what the imports took."""
+    datasets: list[DatasetSource] = Field(default_factory=list)
+    """Empty in a trial means synthetic documents."""
+    test_datasets: list[DatasetSource] = Field(default_factory=list)
+    train: TrainSettings | None = None
+    seed: int = 42
+    faults: dict[str, Any] = Field(default_factory=dict)
+    """Knobs of the test suite: save the initial state, record per-step losses, plant a fault."""
+
+    def plan_object(self) -> Plan:
+        """Return the plan as its type."""
+        return Plan.from_dict(self.plan)
+
+
+class RungResult(_Message):
+    """What one rank measured at one micro batch. Times are this rank's, device-synchronised."""
+
+    micro_batch_size: int
+    outcome: Outcome
+    message: str = ""
+    accumulations: list[AccumulationResult] = Field(default_factory=list)
+
+
+class AccumulationResult(_Message):
+    """Counted optimizer steps at one accumulation; one list entry a step unless it says otherwise."""
+
+    grad_accum_steps: int
+    step_s: list[float]
+    """Whole optimizer step, data loading and bookkeeping included."""
+    micro_step_s: list[float]
+    """Every micro-step without gradient synchronisation: `(grad_accum_steps - 1)` a step."""
+    sync_micro_step_s: list[float]
+    """The last micro-step of each step, which synchronises gradients."""
+    optimizer_step_s: list[float]
+    """Clipping, optimizer step, zeroing."""
+    valid_tokens: list[int]
+    """Tokens with a label, summed over all ranks."""
+    loss: list[float]
+    """Mean over the step's valid tokens."""
+    peak_allocated_bytes: int
+    """CUDA: the allocator's peak. CPU: growth of the resident set's peak since the imports."""
+    peak_reserved_bytes: int
+    """CUDA: the allocator's reserved peak. CPU: growth of VmData since the imports."""
+    alloc_retries: int = 0
+
+
+class RankError(_Message):
+    """Why a rank stopped."""
+
+    outcome: Outcome
+    message: str
+    traceback: str
+    time_s: float
+    """`time.monotonic()`: one clock for all ranks of a host, so the earliest is the root cause."""
+
+
+class RankResult(_Message):
+    """One rank's answer; rewritten after each rung, `complete` only at the very end."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    launch_id: str
+    rank: int
+    world_size: int
+    complete: bool = False
+    asserted: dict[str, Any] = Field(default_factory=dict)
+    """What was checked after prepare: engine, stage, placements, groups, attention."""
+    rungs: list[RungResult] = Field(default_factory=list)
+    error: RankError | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    baseline_bytes: int = 0
+    """Memory taken before the model: CPU VmData after the imports, CUDA context."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Train mode: final metrics."""
+
+
+def rank_result_file(rank: int) -> str:
+    """Return the name of a rank's result file in the launch folder."""
+    return f"rank-{rank}.result.json"
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def write_message(message: BaseModel, path: Path) -> None:
+    """Write a message atomically: a crash leaves the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(message.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_message(kind: type[_M], path: Path) -> _M:
+    """Read a message.
+
+    Raises:
+        pydantic.ValidationError: not a message of this kind and schema version.
+        FileNotFoundError: no such file.
+    """
+    return kind.model_validate_json(path.read_bytes())

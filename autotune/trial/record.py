@@ -1,0 +1,78 @@
+"""`TrialRecord`: one measured (or failed) configuration; the row of the CSV."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from autotune.plan import Plan
+from autotune.trial.protocol import Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One configuration as predicted and as measured; field order is the CSV's column order.
+
+    Measured fields are None when the configuration did not run to the end.
+    """
+
+    launch: int
+    """Number of the launch (one start of all ranks) that measured it."""
+    plan_id: str
+    outcome: Outcome
+    message: str
+    """Why it failed, empty when it did not."""
+    plan: dict[str, Any]
+    """`Plan.to_dict()`; flattened to `plan_*` columns in the CSV."""
+    tokens_per_s: float | None = None
+    """Valid tokens a second over all ranks, for the whole optimizer step at the plan's accumulation."""
+    step_s: float | None = None
+    """Optimizer step at the plan's accumulation, slowest rank."""
+    step_s_low: float | None = None
+    step_s_high: float | None = None
+    """95% confidence interval of `step_s` from the spread of the counted steps."""
+    micro_step_s: float | None = None
+    """Median micro-step without gradient synchronisation."""
+    sync_micro_step_s: float | None = None
+    optimizer_step_s: float | None = None
+    measured_accum_steps: tuple[int, ...] = ()
+    """Accumulations that really ran; `step_s` is composed from them when the plan's is not among them."""
+    peak_allocated_bytes: int | None = None
+    """Largest over ranks and accumulations."""
+    peak_reserved_bytes: int | None = None
+    alloc_retries: int | None = None
+    predicted_bytes: int | None = None
+    predicted_step_s: float | None = None
+    predicted_tokens_per_s: float | None = None
+    predicted_verdict: str | None = None
+    launch_s: float | None = None
+    """From starting the ranks to the first counted step of the launch."""
+    started_at: str = ""
+    """ISO 8601, UTC."""
+    log_dir: str = ""
+    """Folder of the launch, relative to the study's."""
+    step_times_s: tuple[float, ...] = ()
+    """Every counted step at the largest measured accumulation, slowest rank."""
+
+    @property
+    def plan_object(self) -> Plan:
+        """The plan as its type."""
+        return Plan.from_dict(self.plan)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_dict` reads them back."""
+        values = asdict(self)
+        values["outcome"] = str(self.outcome)
+        values["measured_accum_steps"] = list(self.measured_accum_steps)
+        values["step_times_s"] = list(self.step_times_s)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrialRecord:
+        """Read what `to_dict` wrote; fields of a newer version are left out."""
+        known = {field.name for field in fields(cls)}
+        kept = {key: value for key, value in values.items() if key in known}
+        kept["outcome"] = Outcome(kept["outcome"])
+        kept["measured_accum_steps"] = tuple(kept.get("measured_accum_steps", ()))
+        kept["step_times_s"] = tuple(kept.get("step_times_s", ()))
+        return cls(**kept)
