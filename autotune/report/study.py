@@ -1,0 +1,191 @@
+"""Read a study folder: what `autotune search` was asked, what it measured, how it ended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import AutotuneError
+from autotune.trial.record import TrialRecord
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """Where the files of a study are."""
+
+    path: Path
+
+    @property
+    def contract_file(self) -> Path:
+        """What was asked: command, model, workload, hardware, versions."""
+        return self.path / "study.json"
+
+    @property
+    def trials_file(self) -> Path:
+        """One `TrialRecord` a line, appended as the trials end."""
+        return self.path / "trials.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        """The best so far and why the search stopped; rewritten after each launch."""
+        return self.path / "summary.json"
+
+    @property
+    def best_file(self) -> Path:
+        """The winning configuration, ready for `autotune train`."""
+        return self.path / "best.yml"
+
+    @property
+    def csv_file(self) -> Path:
+        """One row a trial."""
+        return self.path / "trials.csv"
+
+    @property
+    def html_file(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A study as its files tell it. Only `contract` and `records` are always there."""
+
+    folder: StudyFolder
+    contract: dict[str, Any]
+    """`study.json`."""
+    records: tuple[TrialRecord, ...]
+    """In the order they were written; a plan measured in two launches has two."""
+    summary: dict[str, Any]
+    """`summary.json`, or an empty dict before the first launch has ended."""
+    best_yml: str | None
+    notes: tuple[str, ...] = ()
+    """What could not be read and was left out, one sentence each."""
+
+    @property
+    def name(self) -> str:
+        """The study's own name, or its folder's."""
+        return str(self.summary.get("study") or self.folder.path.resolve().name)
+
+    @property
+    def model_name(self) -> str:
+        """What the user called the model."""
+        return str(self.section("model").get("name", "unnamed model"))
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """What one rank may take: the stated limit, or the device's memory."""
+        limit = self.contract.get("memory_limit_bytes") or self.section("hardware").get(
+            "memory_bytes"
+        )
+        return int(limit) if limit else None
+
+    @property
+    def rejected(self) -> list[dict[str, Any]]:
+        """Plans the rules or the memory estimate refused before any launch."""
+        return [dict(entry) for entry in self.summary.get("rejected") or []]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return an object of `study.json`, empty when an older version did not write it."""
+        found = self.contract.get(name)
+        return dict(found) if isinstance(found, dict) else {}
+
+
+def load_study(path: Path) -> Study:
+    """Read a study folder.
+
+    A search that was killed leaves half a line at the end of `trials.jsonl`, or in its middle once
+    the same command has resumed it. Such lines are left out and named in `Study.notes`.
+
+    Raises:
+        AutotuneError: not a study folder, or `study.json` cannot be read.
+    """
+    folder = StudyFolder(path)
+    contract = _read_contract(folder)
+    records, notes = _read_records(folder.trials_file)
+    summary, summary_notes = _read_summary(folder.summary_file)
+    best_yml = None
+    if folder.best_file.is_file():
+        best_yml = folder.best_file.read_text(encoding="utf-8", errors="replace")
+    return Study(
+        folder=folder,
+        contract=contract,
+        records=tuple(records),
+        summary=summary,
+        best_yml=best_yml,
+        notes=(*notes, *summary_notes),
+    )
+
+
+def _read_contract(folder: StudyFolder) -> dict[str, Any]:
+    advice = "Give the folder that `autotune search --out` wrote."
+    if not folder.path.exists():
+        raise AutotuneError(f"{folder.path}: no such folder. {advice}")
+    if not folder.path.is_dir():
+        raise AutotuneError(f"{folder.path} is a file, not a study folder. {advice}")
+    if not folder.contract_file.is_file():
+        raise AutotuneError(
+            f"{folder.path} is not a study folder: it has no study.json, it holds "
+            f"{_listing(folder.path)}. {advice}"
+        )
+    try:
+        contract = json.loads(folder.contract_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise AutotuneError(
+            f"{folder.contract_file} cannot be read: {error}. Without it the trials have no "
+            "meaning; restore it or search again in another --out."
+        ) from error
+    if not isinstance(contract, dict):
+        raise AutotuneError(
+            f"{folder.contract_file} holds a JSON {type(contract).__name__}, a study's is an "
+            f"object. {advice}"
+        )
+    version = contract.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise AutotuneError(
+            f"{folder.contract_file} has schema_version {version!r}, this autotune reads "
+            f"{SCHEMA_VERSION}. Use the version of autotune that wrote it."
+        )
+    return contract
+
+
+def _listing(path: Path, most: int = 8) -> str:
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _read_records(path: Path) -> tuple[list[TrialRecord], list[str]]:
+    if not path.is_file():
+        return [], []
+    records: list[TrialRecord] = []
+    notes: list[str] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(TrialRecord.from_dict(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            # Broken JSON or UTF-8, a JSON value that is no object, a missing or unknown field.
+            notes.append(
+                f"{path.name} line {number} is not a whole record ({len(line)} bytes) and is "
+                "left out; a search that was killed leaves such a line."
+            )
+    return records, notes
+
+
+def _read_summary(path: Path) -> tuple[dict[str, Any], list[str]]:
+    if not path.is_file():
+        return {}, []
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return {}, [f"{path.name} cannot be read ({error}); the answer is from the records alone."]
+    if not isinstance(summary, dict):
+        return {}, [f"{path.name} is not an object; the answer is from the records alone."]
+    return summary, []
