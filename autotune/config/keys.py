@@ -1,0 +1,87 @@
+"""Which keys a configuration may carry, and what to say about those that are not used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from autotune.errors import AutotuneError, nearest
+
+AUTOTUNE_KEY = "autotune"
+"""The one top-level key of ours; Axolotl ignores keys it does not know."""
+
+
+class KeyCatalogue(BaseModel):
+    """``spec/catalogue/axolotl_keys.yaml``: the key names of Axolotl and of DeepSpeed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    axolotl_version: str
+    keys: frozenset[str]
+    plugin_keys: frozenset[str]
+    dataset_keys: frozenset[str]
+    fsdp_keys: frozenset[str]
+    fsdp1_keys: dict[str, str]
+    deprecated: dict[str, str]
+    harmless: frozenset[str]
+    deepspeed_version: str
+    deepspeed_keys: frozenset[str]
+    zero_keys: frozenset[str]
+    offload_keys: frozenset[str]
+
+    @property
+    def top_level(self) -> frozenset[str]:
+        """Every key a file may carry at its top level."""
+        return self.keys | self.plugin_keys | {AUTOTUNE_KEY}
+
+
+@cache
+def key_catalogue() -> KeyCatalogue:
+    """Return the shipped key names."""
+    text = (files("autotune") / "spec" / "catalogue" / "axolotl_keys.yaml").read_text("utf-8")
+    return KeyCatalogue.model_validate(yaml.safe_load(text))
+
+
+def check_known(values: Iterable[str], known: Collection[str], where: str) -> None:
+    """Refuse keys that are not known, each with the nearest that is.
+
+    Raises:
+        AutotuneError: names every unknown key at once.
+    """
+    unknown = [f"`{key}`{nearest(key, known, count=1).rstrip('.')}"
+               for key in values if key not in known]  # fmt: skip
+    if unknown:
+        plural = "keys" if len(unknown) > 1 else "key"
+        raise AutotuneError(
+            f"{where}: unknown {plural} {', '.join(unknown)}. Correct or remove it."
+        )
+
+
+def unused_warning(passthrough: Mapping[str, Any], where: str) -> str | None:
+    """Say which keys are kept but not used although they would change the training.
+
+    Keys set to false, null or an empty value ask for nothing and are not named.
+    """
+    harmless = key_catalogue().harmless
+    changing = [key for key, value in passthrough.items() if value and key not in harmless]
+    if not changing:
+        return None
+    return (
+        f"{where}: these Axolotl keys are kept but not used here, although they would change the "
+        f"training, its speed or its memory: {', '.join(sorted(changing))}."
+    )
+
+
+def deprecation_warning(values: Mapping[str, Any], where: str) -> str | None:
+    """Name the deprecated keys of a file and their successors."""
+    deprecated = key_catalogue().deprecated
+    old = [f"{key} (now {deprecated[key] or 'removed'})"
+           for key, value in values.items() if key in deprecated and value is not None]  # fmt: skip
+    if not old:
+        return None
+    return f"{where}: deprecated in Axolotl {key_catalogue().axolotl_version}: {', '.join(old)}."

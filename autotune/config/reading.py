@@ -1,0 +1,88 @@
+"""YAML and JSON files into plain mappings, with errors that name the place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autotune.errors import AutotuneError
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys in silence; this loader refuses the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here a second time", key_node.start_mark
+                )
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level maps text keys to values.
+
+    Raises:
+        AutotuneError: missing file, malformed YAML (line and column, counted from 1), no mapping.
+    """
+    text = _read_text(path)
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise AutotuneError(f"{path}{place}: not valid YAML: {error.problem or error}.") from None
+    except yaml.YAMLError as error:
+        raise AutotuneError(f"{path}: not valid YAML: {error}.") from None
+    return _string_keyed(values, path)
+
+
+def read_json_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises:
+        AutotuneError: missing file, malformed JSON (line and column), no object.
+    """
+    try:
+        values = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise AutotuneError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
+        ) from None
+    return _string_keyed(values, path)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise AutotuneError(
+            f"{path}: no such file. Give the path of a configuration file."
+        ) from None
+    except IsADirectoryError:
+        raise AutotuneError(f"{path} is a folder. Give the path of a file in it.") from None
+    except PermissionError:
+        raise AutotuneError(f"{path}: no permission to read this file.") from None
+    except UnicodeDecodeError as error:
+        raise AutotuneError(f"{path}: not UTF-8 text (byte {error.start}).") from None
+
+
+def _string_keyed(values: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else type(values).__name__
+        raise AutotuneError(f"{path}: expected `key: value` lines at the top level, found {found}.")
+    for key in values:
+        if not isinstance(key, str):
+            raise AutotuneError(f"{path}: the key {key!r} is not text. Put it in quotes.")
+    return values

@@ -1,0 +1,200 @@
+"""`load_config`: an Axolotl YAML, written by hand or by `autotune search`, into a `RunConfig`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.config.block import AutotuneBlock, read_block
+from autotune.config.deepspeed import BatchContract, find_deepspeed, read_deepspeed
+from autotune.config.keys import (
+    AUTOTUNE_KEY,
+    check_known,
+    deprecation_warning,
+    key_catalogue,
+    unused_warning,
+)
+from autotune.config.layout import Layout, build_plan, read_layout
+from autotune.config.reading import read_yaml_mapping
+from autotune.config.sharding import Sharding, read_fsdp
+from autotune.config.training import (
+    read_adapter,
+    read_datasets,
+    read_optimizer,
+    read_precision,
+    read_train_settings,
+)
+from autotune.config.values import Section
+from autotune.errors import AutotuneError
+from autotune.plan import Engine, Plan
+from autotune.spec.model import ModelSpec, load_model
+from autotune.spec.workload import Workload
+from autotune.trial.protocol import DatasetSource, TrainSettings
+
+_LOG = logging.getLogger(__name__)
+_DEFAULT_SEQUENCE_LEN = 512
+_DEFAULT_OUTPUT_DIR = "./model-out"
+_DEFAULT_SEED = 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A configuration file, read and checked; `plan` lays it out on a number of GPUs."""
+
+    path: Path
+    base_model: str
+    """As written in the file."""
+    model: ModelSpec
+    sharding: Sharding
+    layout: Layout
+    train: TrainSettings
+    datasets: tuple[DatasetSource, ...]
+    test_datasets: tuple[DatasetSource, ...]
+    output_dir: str
+    seed: int
+    autotune: AutotuneBlock
+    passthrough: Mapping[str, Any]
+    """Known Axolotl keys that are not used here, as they stand in the file."""
+    warnings: tuple[str, ...]
+    contract: Workload
+    """The workload of one data-parallel group; `workload_on` has the global batch."""
+
+    def plan(self, num_gpus: int) -> Plan:
+        """Return the plan the file's Axolotl keys describe, on `num_gpus` ranks.
+
+        The block `autotune:` takes no part in it, so a file edited by hand trains what it says.
+
+        Raises:
+            AutotuneError: the parallel sizes do not multiply to `num_gpus`.
+        """
+        return build_plan(self.sharding, self.layout, num_gpus, str(self.path))
+
+    def workload_on(self, num_gpus: int) -> Workload:
+        """Return the workload with the global batch that `num_gpus` ranks make of the file.
+
+        Axolotl's micro batch and accumulation count per data-parallel group, so the same file
+        has a global batch twice as large on twice the GPUs.
+        """
+        size = self.plan(num_gpus).global_batch_size
+        return self.contract.model_copy(update={"global_batch_size": size})
+
+    @property
+    def workload(self) -> Workload:
+        """The workload on the GPUs the file names, or on one data-parallel group.
+
+        The number of GPUs comes from `num_gpus`, where that is known.
+        """
+        num_gpus = self.num_gpus
+        return self.contract if num_gpus is None else self.workload_on(num_gpus)
+
+    @property
+    def num_gpus(self) -> int | None:
+        """Number of GPUs the file itself implies: its explicit mesh, or the one measured on."""
+        layout = self.layout
+        if layout.dp_shard is not None and layout.dp_replicate is not None:
+            return layout.dp_shard * layout.dp_replicate * layout.cp
+        if self.sharding.engine is not Engine.FSDP2:
+            explicit = layout.dp_shard if self.sharding.engine is Engine.DEEPSPEED else (
+                layout.dp_replicate)  # fmt: skip
+            if explicit is not None:
+                return explicit * layout.cp
+        return self.autotune.num_gpus
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read an Axolotl configuration; what is not used is named once, on the log `autotune`.
+
+    Raises:
+        AutotuneError: a missing or malformed file, an unknown key (with the nearest known one), a
+            value that is not allowed, or a setting that is not run here.
+    """
+    where = str(path)
+    values = read_yaml_mapping(path)
+    check_known(values, key_catalogue().top_level, where)
+    top = Section(values, where)
+    model = _read_model(top, path.parent, where)
+    layout = read_layout(top, where)
+    precision = read_precision(top)
+    max_grad_norm = top.number("max_grad_norm")
+    batch = BatchContract(
+        micro_batch_size=layout.micro_batch_size,
+        grad_accum_steps=layout.grad_accum_steps,
+        max_grad_norm=max_grad_norm,
+        precision=precision,
+        hidden_size=model.hidden_size,
+    )
+    sharding, clipping = _read_sharding(top, path.parent, where, batch)
+    train = read_train_settings(
+        top, max_grad_norm=clipping if max_grad_norm is None else max_grad_norm, where=where
+    )
+    datasets, warnings = read_datasets(top, "datasets", path.parent, where)
+    test_datasets, test_warnings = read_datasets(top, "test_datasets", path.parent, where)
+    if test_datasets and train.val_set_size:
+        raise AutotuneError(f"{where}: test_datasets and val_set_size exclude each other.")
+    contract = Workload(
+        seq_len=top.integer("sequence_len", _DEFAULT_SEQUENCE_LEN, minimum=2),
+        global_batch_size=layout.micro_batch_size * layout.grad_accum_steps,
+        optimizer=read_optimizer(top),
+        precision=precision,
+        packing=top.boolean("sample_packing", False),
+        adapter=read_adapter(top, where),
+    )
+    if top.raw("pretraining_dataset"):
+        raise AutotuneError(
+            f"{where}: pretraining_dataset (streaming) is not run here. Use datasets with "
+            "type: completion."
+        )
+    block = read_block(top.raw(AUTOTUNE_KEY), where)
+    output_dir = top.text("output_dir", _DEFAULT_OUTPUT_DIR)
+    seed = top.integer("seed", _DEFAULT_SEED)
+    passthrough = top.unread()
+    notes = (deprecation_warning(values, where), unused_warning(passthrough, where))
+    warnings = [*sharding.warnings, *warnings, *test_warnings, *(note for note in notes if note)]
+    if warnings:
+        _LOG.warning("%s", "\n".join(warnings))
+    return RunConfig(
+        path=path,
+        base_model=top.text("base_model", ""),
+        model=model,
+        sharding=sharding,
+        layout=layout,
+        train=train,
+        datasets=tuple(datasets),
+        test_datasets=tuple(test_datasets),
+        output_dir=output_dir,
+        seed=seed,
+        autotune=block,
+        passthrough=passthrough,
+        warnings=tuple(warnings),
+        contract=contract,
+    )
+
+
+def _read_model(top: Section, folder: Path, where: str) -> ModelSpec:
+    name = top.text("base_model")
+    if not name:
+        raise AutotuneError(f"{where}: base_model is missing. Give a model's name or folder.")
+    if not Path(name).exists() and (folder / name).exists():
+        name = str(folder / name)
+    model = load_model(name)
+    tokenizer = top.text("tokenizer_config")
+    return model.model_copy(update={"tokenizer": tokenizer}) if tokenizer else model
+
+
+def _read_sharding(
+    top: Section, folder: Path, where: str, batch: BatchContract
+) -> tuple[Sharding, float | None]:
+    fsdp = read_fsdp(top, where)
+    given = top.raw("deepspeed")
+    if fsdp and given:
+        raise AutotuneError(
+            f"{where}: deepspeed and fsdp_config exclude each other (Axolotl would drop deepspeed "
+            "in silence). Remove one of them."
+        )
+    if given:
+        values, label = find_deepspeed(given, folder, where)
+        return read_deepspeed(values, label, batch)
+    return fsdp or Sharding(engine=Engine.DDP), None

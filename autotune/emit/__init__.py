@@ -1,0 +1,1 @@
+"""A plan written in the words of another tool."""

@@ -1,0 +1,210 @@
+"""A plan as an Axolotl configuration: `best.yml`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import yaml
+
+from autotune.config.block import AutotuneBlock
+from autotune.emit.deepspeed import portable_deepspeed_config
+from autotune.plan import Engine, Plan, Recompute
+from autotune.spec.catalogue import read_catalogue
+from autotune.spec.model import ModelSpec
+from autotune.spec.workload import Lora, Precision, Workload
+from autotune.trial.protocol import DatasetSource, TrainSettings
+
+
+def emit_axolotl(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    *,
+    train: TrainSettings | None = None,
+    datasets: Sequence[DatasetSource] = (),
+    test_datasets: Sequence[DatasetSource] = (),
+    base_model: str | None = None,
+    output_dir: str = "./model-out",
+    seed: int = 42,
+    device: Literal["cuda", "cpu"] = "cuda",
+    autotune: AutotuneBlock | None = None,
+    file_name: str = "best.yml",
+) -> str:
+    """Return the YAML text of a configuration that trains `plan`.
+
+    `autotune.config.load_config` reads it back to an equal plan. Without datasets there is no
+    `datasets` key, so Axolotl refuses the file until one is added; `autotune train` takes `--data`.
+
+    Args:
+        model: The model.
+        workload: The contract the plan was measured under.
+        plan: What to write.
+        train: Schedule, logging and saving; its defaults when None.
+        datasets: Entries of `datasets:`.
+        test_datasets: Entries of `test_datasets:`.
+        base_model: What the user called the model; None writes its folder or Hub id.
+        output_dir: Where the run writes.
+        seed: Of data order and initial weights.
+        device: Decides whether offloaded states are pinned in host memory.
+        autotune: The block of our own.
+        file_name: Named in the header's command.
+    """
+    train = train or TrainSettings()
+    keys: dict[str, Any] = {"base_model": base_model or base_model_of(model)}
+    keys |= _data(datasets, test_datasets, train)
+    keys |= _workload(workload)
+    keys |= {
+        "micro_batch_size": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.grad_accum_steps,
+        "gradient_checkpointing": plan.recompute is Recompute.FULL,
+    }
+    keys |= _engine(plan, model, workload, device)
+    keys |= _mesh(plan)
+    keys |= _schedule(train)
+    keys |= {"output_dir": output_dir, "seed": seed}
+    if autotune is not None:
+        keys["autotune"] = autotune.model_dump(mode="json", exclude_defaults=True)
+    body = yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return _header(model, plan, autotune, file_name) + body
+
+
+def base_model_of(model: ModelSpec) -> str:
+    """Return what `base_model` should say: the weights' folder, the Hub id, or the name."""
+    if model.weights:
+        return model.weights
+    entry = read_catalogue("models").get(model.name, {})
+    return str(entry.get("hub", model.name))
+
+
+def decoder_layer_class(model: ModelSpec) -> str | None:
+    """Return the class FSDP2 wraps, such as ``Qwen3DecoderLayer``; None when unknown.
+
+    The dense families read here all name it after their causal-LM class.
+    """
+    for architecture in model.hf_config.get("architectures") or []:
+        if architecture.endswith("ForCausalLM"):
+            return f"{architecture.removesuffix('ForCausalLM')}DecoderLayer"
+    return None
+
+
+def _data(
+    datasets: Sequence[DatasetSource],
+    test_datasets: Sequence[DatasetSource],
+    train: TrainSettings,
+) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    if datasets:
+        keys["datasets"] = [_dataset(source) for source in datasets]
+    if test_datasets:
+        keys["test_datasets"] = [_dataset(source) for source in test_datasets]
+    if train.val_set_size:
+        keys["val_set_size"] = train.val_set_size
+    return keys
+
+
+def _dataset(source: DatasetSource) -> dict[str, Any]:
+    return source.model_dump(exclude_none=True)
+
+
+def _workload(workload: Workload) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "sequence_len": workload.seq_len,
+        "sample_packing": workload.packing,
+        "bf16": workload.precision is Precision.BF16,
+        "optimizer": {"adamw": "adamw_torch_fused", "sgd": "sgd"}[workload.optimizer],
+    }
+    return keys | (_lora(workload.adapter) if workload.adapter else {})
+
+
+def _lora(adapter: Lora) -> dict[str, Any]:
+    return {
+        "adapter": "lora",
+        "lora_r": adapter.r,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "lora_target_modules": list(adapter.target_modules),
+    }
+
+
+def _engine(
+    plan: Plan, model: ModelSpec, workload: Workload, device: Literal["cuda", "cpu"]
+) -> dict[str, Any]:
+    if plan.engine is Engine.DEEPSPEED:
+        return {"deepspeed": portable_deepspeed_config(plan, model, workload, device=device)}
+    if plan.engine is Engine.DDP:
+        return {}
+    layer = decoder_layer_class(model)
+    return {
+        "fsdp_version": 2,
+        "fsdp_config": {
+            "reshard_after_forward": plan.reshard_after_forward,
+            "offload_params": plan.offload_params,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            **({"transformer_layer_cls_to_wrap": layer} if layer else {}),
+            "state_dict_type": "SHARDED_STATE_DICT",
+            "cpu_ram_efficient_loading": True,
+        },
+    }
+
+
+def _mesh(plan: Plan) -> dict[str, Any]:
+    """Return the mesh keys.
+
+    They are explicit wherever Axolotl would not fill them to the number of ranks: its own filling
+    reaches Accelerate only for sizes that were set.
+    """
+    keys: dict[str, Any] = {}
+    hybrid = plan.engine is Engine.FSDP2 and plan.dp_replicate > 1
+    if plan.cp > 1:
+        # Axolotl's context parallelism takes FlashAttention 2 alone.
+        keys |= {"context_parallel_size": plan.cp, "attn_implementation": "flash_attention_2"}
+    if plan.cp > 1 or hybrid:
+        keys |= {"dp_shard_size": plan.dp_shard, "dp_replicate_size": plan.dp_replicate}
+    return keys
+
+
+def _schedule(train: TrainSettings) -> dict[str, Any]:
+    beta1, beta2 = train.adam_betas
+    keys = {
+        "learning_rate": train.learning_rate,
+        "lr_scheduler": train.lr_scheduler,
+        "warmup_steps": train.warmup_steps if train.warmup_ratio is None else None,
+        "warmup_ratio": train.warmup_ratio,
+        "weight_decay": train.weight_decay,
+        "adam_beta1": beta1,
+        "adam_beta2": beta2,
+        "adam_epsilon": train.adam_epsilon,
+        "max_grad_norm": train.max_grad_norm,
+        "num_epochs": train.num_epochs,
+        "max_steps": train.max_steps,
+        "logging_steps": train.logging_steps,
+        "eval_steps": train.eval_steps,
+        "save_steps": train.save_steps,
+        "save_total_limit": train.save_total_limit,
+        "use_tensorboard": train.use_tensorboard or None,
+    }
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _header(model: ModelSpec, plan: Plan, autotune: AutotuneBlock | None, file_name: str) -> str:
+    measured = autotune.measured.get("tokens_per_s") if autotune else None
+    figure = f": {measured:,.0f} tokens/s measured" if measured else ""
+    lines = [
+        f"{model.name} on {plan.world_size} ranks, {plan.describe()}{figure}.",
+        f"Train: autotune train {file_name}",
+        "An Axolotl configuration; the block `autotune` at the end is information only.",
+    ]
+    if plan.cp > 1:
+        lines.append(
+            f"context_parallel_size {plan.cp} runs as Ulysses sequence parallelism here; Axolotl "
+            "runs ring attention."
+        )
+    return "".join(f"# {' '.join(line.split())}\n" for line in lines)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text values in full on every platform; never aliases or anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
