@@ -17,6 +17,7 @@ from autotune.spec.workload import Workload
 
 SCHEMA_VERSION = 1
 REQUEST_FILE = "request.json"
+LOG_FILE = "log.jsonl"
 
 
 class Outcome(StrEnum):
@@ -138,8 +139,6 @@ class Request(_Message):
     test_datasets: list[DatasetSource] = Field(default_factory=list)
     train: TrainSettings | None = None
     seed: int = 42
-    faults: dict[str, Any] = Field(default_factory=dict)
-    """Knobs of the test suite: save the initial state, record per-step losses, plant a fault."""
 
     def plan_object(self) -> Plan:
         """Return the plan as its type."""
@@ -169,8 +168,6 @@ class AccumulationResult(_Message):
     """Clipping, optimizer step, zeroing."""
     valid_tokens: list[int]
     """Tokens with a label, summed over all ranks."""
-    loss: list[float]
-    """Mean over the step's valid tokens."""
     peak_allocated_bytes: int
     """CUDA: the allocator's peak. CPU: growth of the resident set's peak since the imports."""
     peak_reserved_bytes: int
@@ -210,6 +207,11 @@ class RankResult(_Message):
 def rank_result_file(rank: int) -> str:
     """Return the name of a rank's result file in the launch folder."""
     return f"rank-{rank}.result.json"
+
+
+def heartbeat_file(rank: int) -> str:
+    """Return the name of the file whose time says when a rank last made progress."""
+    return f"rank-{rank}.heartbeat"
 
 
 _M = TypeVar("_M", bound=BaseModel)

@@ -1,0 +1,94 @@
+"""A rank's side of the protocol: its result file, its heartbeat, and dying with its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from autotune.trial.protocol import (
+    Outcome,
+    RankError,
+    RankResult,
+    Request,
+    RungResult,
+    heartbeat_file,
+    rank_result_file,
+    write_message,
+)
+
+_PR_SET_PDEATHSIG = 1
+_VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "autotune-llm")
+
+
+class Answer:
+    """Collects what this rank found and keeps its result file up to date."""
+
+    def __init__(self, request: Request) -> None:
+        self.rank = int(os.environ["RANK"])
+        self._folder = Path(os.environ["AUTOTUNE_LAUNCH_DIR"])
+        self.result = RankResult(
+            launch_id=request.launch_id,
+            rank=self.rank,
+            world_size=int(os.environ["WORLD_SIZE"]),
+            versions=_versions(),
+        )
+        self.heartbeat()
+
+    def heartbeat(self) -> None:
+        """Tell the supervisor that this rank is making progress."""
+        (self._folder / heartbeat_file(self.rank)).touch()
+
+    def add_asserted(self, found: dict[str, Any]) -> None:
+        """Record what the checks after prepare found."""
+        self.result.asserted |= found
+        self._write()
+
+    def add_rung(self, rung: RungResult) -> None:
+        """Record a finished rung at once: a later failure must not lose it."""
+        self.result.rungs.append(rung)
+        self._write()
+
+    def finish(self) -> None:
+        """Write the complete result."""
+        self.result.complete = True
+        self._write()
+
+    def fail(self, error: BaseException, outcome: Outcome) -> None:
+        """Write why this rank stopped. The time makes the earliest failure the root cause."""
+        text = traceback.format_exc()
+        sys.stderr.write(text)
+        message = f"{type(error).__name__}: {error}" if not str(error).strip() else str(error)
+        self.result.error = RankError(
+            outcome=outcome, message=message, traceback=text, time_s=time.monotonic()
+        )
+        self.result.complete = True
+        self._write()
+
+    def _write(self) -> None:
+        write_message(self.result, self._folder / rank_result_file(self.rank))
+        self.heartbeat()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, however it dies (prctl(2))."""
+    parent = int(os.environ["AUTOTUNE_PARENT_PID"])
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,234 @@
+"""After prepare: is what runs what was asked for?
+
+Several paths degrade without a word (FSDP2 on CPU becomes DDP, tensor parallelism is not applied, a
+context-parallel plan runs without it). A trial that measured the wrong engine is worse than one that
+failed, so every difference is an `InvalidRun`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
+
+from autotune.plan import Engine, Plan, Recompute
+from autotune.runner.trainer import AutotuneTrainer, wrap_optimizer_step
+from autotune.runner.ulysses import CONTEXT
+from autotune.spec.workload import Precision, Workload
+from autotune.trial.protocol import Request
+
+
+class InvalidRunError(Exception):
+    """What was asked for and what runs differ."""
+
+
+def check_prepared(trainer: AutotuneTrainer, plan: Plan, workload: Workload) -> dict[str, Any]:
+    """Check engine, stage, placements, wrapped layers and groups of the prepared model.
+
+    Returns:
+        What was found, for the record.
+
+    Raises:
+        InvalidRunError: naming what was asked for and what runs.
+    """
+    found: dict[str, Any] = {"engine": _engine_running(trainer)}
+    _expect("engine", plan.engine.value, found["engine"])
+    _expect("processes", plan.world_size, trainer.args.world_size)
+    if plan.engine is Engine.DEEPSPEED:
+        found |= _check_deepspeed(trainer.model_wrapped, plan, workload)
+    elif plan.engine is Engine.FSDP2:
+        found |= _check_fsdp2(trainer.model_wrapped, plan, workload)
+    else:
+        found |= _check_ddp(trainer.model_wrapped)
+    found["groups"] = _check_groups(plan)
+    found["fp32_buffers"] = _check_buffers(trainer.model_wrapped)
+    return found
+
+
+def check_attention(
+    trainer: AutotuneTrainer, plan: Plan, workload: Workload, micro_steps: int
+) -> dict[str, Any]:
+    """Check, after the first step, that every layer went through the planned attention."""
+    config = trainer.accelerator.unwrap_model(trainer.model_wrapped).config
+    layers = config.num_hidden_layers
+    passes = 2 if plan.recompute is Recompute.FULL else 1
+    _expect("attention calls in a step", layers * passes * micro_steps, CONTEXT.calls)
+    _batch, heads, tokens, _ = CONTEXT.last_shape
+    _expect("attention heads a rank", config.num_attention_heads // plan.cp, heads)
+    _expect("tokens each attention sees", workload.seq_len, tokens)
+    _expect("attention mask", workload.packing, CONTEXT.masked)
+    kernel = "sdpa, block-diagonal mask" if CONTEXT.masked else "sdpa, causal"
+    return {"attention": kernel, "attention_shape": list(CONTEXT.last_shape)}
+
+
+class CheckCallback(TrainerCallback):
+    """Runs the checks at their moments: after prepare, and after the first step."""
+
+    def __init__(
+        self, trainer: AutotuneTrainer, request: Request, found: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._trainer = trainer
+        self._request = request
+        self._found = found
+        self._attention_checked = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Check the prepared model before the first step."""
+        plan, workload = self._trainer.plan, self._request.workload
+        self._found(check_prepared(self._trainer, plan, workload))
+        wrap_optimizer_step(self._trainer)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Count the first step's attention calls from zero."""
+        if not self._attention_checked:
+            CONTEXT.calls = 0
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Check the attention path of the first step."""
+        if not self._attention_checked:
+            self._attention_checked = True
+            micro_steps = self._trainer.args.gradient_accumulation_steps
+            plan, workload = self._trainer.plan, self._request.workload
+            self._found(check_attention(self._trainer, plan, workload, micro_steps))
+
+
+def _engine_running(trainer: AutotuneTrainer) -> str:
+    model = trainer.model_wrapped
+    if type(model).__name__ == "DeepSpeedEngine":
+        return Engine.DEEPSPEED.value
+    if isinstance(model, FSDPModule):
+        return Engine.FSDP2.value
+    if isinstance(model, DistributedDataParallel):
+        return Engine.DDP.value
+    return f"plain {type(model).__name__} ({trainer.accelerator.distributed_type})"
+
+
+def _check_deepspeed(engine: Any, plan: Plan, workload: Workload) -> dict[str, Any]:
+    zero = engine._config.zero_config
+    _expect("ZeRO stage", plan.zero_stage, engine.zero_optimization_stage())
+    offloaded = zero.offload_optimizer is not None and str(zero.offload_optimizer.device) != "none"
+    _expect("optimizer offload", plan.offload_optimizer, "cpu" in str(offloaded and zero.offload_optimizer.device))
+    in_host = zero.offload_param is not None and "cpu" in str(zero.offload_param.device)
+    _expect("parameter offload", plan.offload_params, in_host)
+    _expect("data-parallel ranks", plan.world_size, dist.get_world_size(engine.data_parallel_group))
+    compute = torch.bfloat16 if workload.precision is Precision.BF16 else torch.float32
+    trainable = [p for p in engine.module.parameters() if p.requires_grad]
+    _expect("parameter dtype", {compute}, {p.dtype for p in trainable})
+    _expect("gradient reduction dtype", torch.float32, engine.communication_data_type)
+    masters = _deepspeed_masters(engine.optimizer)
+    _expect("master weight dtype", {torch.float32}, {m.dtype for m in masters})
+    total = sum(_full_size(p) for p in trainable)
+    held = sum(m.numel() for m in masters)
+    # Flat partitions are padded to a multiple of the ranks (and of 2 for alignment).
+    _expect_near("master elements a rank", total / plan.shard_size, held, total * 0.02 + 4096)
+    if plan.zero_stage == 3:
+        sharded = sum(hasattr(p, "ds_id") for p in engine.module.parameters())
+        _expect("ZeRO-3 parameters", sum(1 for _ in engine.module.parameters()), sharded)
+    return {"zero_stage": plan.zero_stage, "master_elements": held}
+
+
+def _deepspeed_masters(optimizer: Any) -> list[torch.Tensor]:
+    for name in (
+        "single_partition_of_fp32_groups",  # ZeRO-1 and 2
+        "fp32_partitioned_groups_flat",  # ZeRO-3
+        "fp32_groups_flat_partition",  # BF16_Optimizer
+    ):
+        masters = getattr(optimizer, name, None)
+        if masters:
+            return list(masters)
+    raise InvalidRunError(f"asked for ZeRO, but {type(optimizer).__name__} holds no master shards")
+
+
+def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict[str, Any]:
+    layers = [m for m in model.modules() if type(m).__name__ in (getattr(model, "_no_split_modules", None) or ())]
+    wrapped = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    if plan.recompute is Recompute.FULL:
+        layers = [m for m in model.modules() if type(m).__name__ == "CheckpointWrapper"]
+        _expect("recomputed layers", model.config.num_hidden_layers, len(layers))
+    unwrapped = [m for m in layers if not isinstance(m, FSDPModule)]
+    _expect("layers left unwrapped", 0, len(unwrapped))
+    if len(wrapped) < model.config.num_hidden_layers + 1:
+        raise InvalidRunError(
+            f"asked for every layer as its own FSDP unit, but {len(wrapped)} units were made "
+            f"for {model.config.num_hidden_layers} layers"
+        )
+    placements: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if not isinstance(parameter, DTensor):
+            raise InvalidRunError(f"asked for FSDP2, but {name} is not a DTensor")
+        expected: list[type] = [Shard] if plan.dp_replicate == 1 else [Replicate, Shard]
+        kinds = [type(placement) for placement in parameter.placements]
+        _expect(f"placements of {name}", [k.__name__ for k in expected], [k.__name__ for k in kinds])
+        _expect(f"shard ranks of {name}", plan.shard_size, parameter.device_mesh.size(-1))
+        if parameter.requires_grad:
+            _expect(f"master dtype of {name}", torch.float32, parameter.dtype)
+        if plan.offload_params:
+            _expect(f"device of {name}", "cpu", parameter.to_local().device.type)
+        placements[str(tuple(parameter.placements))] += 1
+    policy = model._get_fsdp_state()._mp_policy
+    if workload.precision is Precision.BF16:
+        _expect("compute dtype", torch.bfloat16, policy.param_dtype)
+        _expect("gradient reduction dtype", torch.float32, policy.reduce_dtype)
+    reshard = {
+        bool(m._get_fsdp_state()._fsdp_param_group.post_forward_mesh_info)
+        for m in layers
+        if m._get_fsdp_state()._fsdp_param_group is not None
+    }
+    if plan.shard_size > 1:
+        _expect("reshard after forward", {plan.reshard_after_forward}, reshard)
+    return {"placements": dict(placements), "fsdp_units": len(wrapped)}
+
+
+def _check_ddp(model: torch.nn.Module) -> dict[str, Any]:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    _expect("master weight dtype", {torch.float32}, {p.dtype for p in trainable})
+    return {"placements": {"replicated": len(trainable)}}
+
+
+def _check_groups(plan: Plan) -> dict[str, int]:
+    """Run one real collective in each group and compare its result with the group's size."""
+    sizes = {}
+    groups = {"world": (None, plan.world_size)}
+    if plan.cp > 1:
+        groups["sequence"] = (CONTEXT.group, plan.cp)
+    for name, (group, size) in groups.items():
+        one = torch.ones((), device="cuda" if torch.cuda.is_available() else "cpu")
+        dist.all_reduce(one, group=group)
+        _expect(f"ranks answering in the {name} group", size, int(one))
+        sizes[name] = size
+    return sizes
+
+
+def _check_buffers(model: torch.nn.Module) -> int:
+    """Rotary frequencies in bf16 misplace far tokens; no engine may cast them."""
+    buffers = {name: b.dtype for name, b in model.named_buffers() if b.is_floating_point()}
+    for name, dtype in buffers.items():
+        _expect(f"dtype of buffer {name}", torch.float32, dtype)
+    return len(buffers)
+
+
+def _full_size(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _expect(what: str, asked: Any, runs: Any) -> None:
+    if asked != runs:
+        raise InvalidRunError(f"{what}: asked for {_text(asked)}, but {_text(runs)} runs")
+
+
+def _expect_near(what: str, asked: float, runs: float, slack: float) -> None:
+    if abs(asked - runs) > slack:
+        raise InvalidRunError(f"{what}: asked for about {asked:.0f}, but {runs:.0f} runs")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, set):
+        return " and ".join(sorted(map(str, value))) or "nothing"
+    return str(value)

@@ -1,0 +1,137 @@
+"""Clocks, memory gauges and memory limits of one rank, on CUDA and on CPU."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autotune.trial.protocol import Outcome
+
+_CPU_OOM_TEXTS = ("can't allocate memory", "could not create a memory", "std::bad_alloc")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peak:
+    """Highest memory use since the last reset, in bytes above the baseline."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    alloc_retries: int
+
+
+class CudaGauge:
+    """The caching allocator's own account."""
+
+    def __init__(self) -> None:
+        self.baseline_bytes = 0
+        self._retries = 0
+
+    def set_baseline(self) -> None:
+        """Note what the CUDA context took before the model was built."""
+        free, total = torch.cuda.mem_get_info()
+        self.baseline_bytes = total - free
+
+    def limit(self, num_bytes: int) -> None:
+        """Let the allocator have no more than this; it raises OutOfMemoryError above."""
+        total = torch.cuda.get_device_properties().total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
+
+    def reset(self) -> None:
+        """Start a new peak."""
+        torch.cuda.reset_peak_memory_stats()
+        self._retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)
+
+    def read(self) -> Peak:
+        """Return the peak since `reset`."""
+        return Peak(
+            allocated_bytes=torch.cuda.max_memory_allocated(),
+            reserved_bytes=torch.cuda.max_memory_reserved(),
+            alloc_retries=torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries,
+        )
+
+    def now_s(self) -> float:
+        """Wait for the device, then return the clock."""
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class CpuGauge:
+    """The process's own account: the CPU allocator keeps none.
+
+    With MALLOC_MMAP_THRESHOLD_=65536 (set by the launcher) every larger block goes back to the
+    kernel when freed, so the resident peak and VmData follow the live tensors closely. They still
+    hold more than tensors (code pages, thread stacks): an upper bound, not an allocator's count.
+    """
+
+    def __init__(self) -> None:
+        self.baseline_bytes = 0
+        self._resident_baseline = 0
+
+    def set_baseline(self) -> None:
+        """Note VmData and the resident set after the imports."""
+        self.baseline_bytes = _status_bytes("VmData")
+        self._resident_baseline = _status_bytes("VmRSS")
+
+    def limit(self, num_bytes: int) -> None:
+        """Make allocations fail above the baseline plus this many bytes, through RLIMIT_DATA."""
+        ceiling = self.baseline_bytes + num_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+
+    def reset(self) -> None:
+        """Start a new resident peak (the kernel's `clear_refs` value 5, see proc(5))."""
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> Peak:
+        """Return the peak since `reset`; VmData has no peak, so it is read now."""
+        return Peak(
+            allocated_bytes=max(0, _status_bytes("VmHWM") - self._resident_baseline),
+            reserved_bytes=max(0, _status_bytes("VmData") - self.baseline_bytes),
+            alloc_retries=0,
+        )
+
+    def now_s(self) -> float:
+        """Return the clock."""
+        return time.perf_counter()
+
+
+Gauge = CudaGauge | CpuGauge
+
+
+def make_gauge(device: str) -> Gauge:
+    """Return the gauge of a device kind."""
+    return CudaGauge() if device == "cuda" else CpuGauge()
+
+
+def memory_outcome(error: BaseException) -> Outcome | None:
+    """Say whether an exception means that memory ran out; the child says so, nobody greps for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Outcome.OOM
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OOM_TEXTS):
+        return Outcome.OOM
+    if isinstance(error, OSError) and error.errno == 12:  # ENOMEM
+        return Outcome.OOM
+    return None
+
+
+def timed(gauge: Gauge, function: Callable[[], object]) -> float:
+    """Return the synchronised seconds of a call."""
+    start = gauge.now_s()
+    function()
+    return gauge.now_s() - start
+
+
+def peak_resident_bytes() -> int:
+    """Return the process's resident peak so far: the host memory a rank needed."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(f"/proc/self/status has no {key}")

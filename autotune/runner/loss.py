@@ -1,0 +1,37 @@
+"""The loss every engine shares: fp32 cross-entropy, weighted by valid tokens of the whole step."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+IGNORED_LABEL = -100
+
+
+def token_weighted_loss(
+    logits: torch.Tensor, shift_labels: torch.Tensor, step_tokens: torch.Tensor, world_size: int
+) -> torch.Tensor:
+    """Return this rank's share of the step's mean loss, scaled for engines that average gradients.
+
+    Every engine here (DDP, ZeRO-1/2/3, FSDP2, HSDP) averages gradients over all ranks, sequence-
+    parallel ones included, because none of them is told of sequence parallelism. So with
+    ``loss = sum(local token losses) * world_size / step_tokens`` the averaged gradient is exactly
+    that of the mean over all valid tokens of the step, for any split of the step into ranks,
+    sequence parts and micro-batches.
+
+    Args:
+        logits: ``[batch, local_tokens, vocab]``, any dtype; the loss is computed in fp32.
+        shift_labels: ``[batch, local_tokens]``: the token to predict at each position, or -100.
+        step_tokens: valid labels of the whole optimizer step over all ranks.
+        world_size: number of ranks.
+
+    Returns:
+        A scalar in fp32. Its mean over ranks, summed over micro-steps, is the step's mean loss.
+    """
+    total = F.cross_entropy(
+        logits.float().flatten(0, -2),
+        shift_labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
+    return total * (world_size / step_tokens.clamp(min=1).float())

@@ -1,0 +1,127 @@
+"""Build the model: random weights from a config, or pretrained weights loaded sharded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from autotune.errors import AutotuneError
+from autotune.plan import Engine, Plan
+from autotune.runner.ulysses import ATTENTION_NAME, register_attention
+from autotune.spec.workload import Precision
+from autotune.trial.protocol import Request
+
+
+def build_model(request: Request, plan: Plan) -> PreTrainedModel:
+    """Build the model of a request on this rank.
+
+    Weights are fp32 (the master weights); in bf16 runs random weights are rounded to bf16 first, as
+    DeepSpeed takes its master copy from bf16 weights: so every engine starts from the same state.
+    Host memory: ZeRO-3 shards while building. FSDP2 fills one copy on rank 0 and broadcasts it; the
+    other ranks hold untouched pages. DDP and ZeRO-1/2 hold a full copy a rank.
+
+    Raises:
+        AutotuneError: pretrained weights lack a parameter or bring one too many.
+    """
+    register_attention()
+    if request.model.weights:
+        model = _load_pretrained(request.model.weights)
+    else:
+        config = AutoConfig.for_model(**request.model.config)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=ATTENTION_NAME
+        )
+        if plan.engine is not Engine.FSDP2 or _is_first_rank():
+            _initialise(model, request.seed, request.workload.precision)
+    model.config.use_cache = False
+    if request.workload.adapter is not None:
+        model = _add_adapter(model, request)
+    return model
+
+
+def _load_pretrained(folder: str) -> PreTrainedModel:
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation=ATTENTION_NAME,
+        output_loading_info=True,
+        local_files_only=Path(folder).is_dir(),
+    )
+    wrong = {
+        what: sorted(map(str, report[what]))
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report.get(what)
+    }
+    if wrong:
+        listed = "; ".join(
+            f"{what.replace('_', ' ')}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+            for what, names in wrong.items()
+        )
+        raise AutotuneError(
+            f"The weights in {folder} do not match the model ({listed}). "
+            "Training would start from random values there. Check base_model and its files."
+        )
+    return model
+
+
+def _initialise(model: PreTrainedModel, seed: int, precision: Precision) -> None:
+    """Draw the initial weights, the same on every engine, module by module.
+
+    transformers skips this under ZeRO-3 (the parameters are in shards while the model is built),
+    which would leave another initial state for that one strategy.
+    """
+    torch.manual_seed(seed)
+    tied = model.config.tie_word_embeddings
+    output = model.get_output_embeddings()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if not own or (tied and module is output):
+            continue
+        with _gathered(own):
+            # transformers' init functions do nothing on parameters marked as set already.
+            for parameter in own:
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+            model._init_weights(module)
+            if precision is Precision.BF16:
+                for parameter in own:
+                    parameter.data.copy_(parameter.data.to(torch.bfloat16))
+
+
+@contextlib.contextmanager
+def _gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if is_deepspeed_zero3_enabled():
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.GatheredParameters(parameters, modifier_rank=0))
+        yield
+
+
+def _add_adapter(model: PreTrainedModel, request: Request) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    adapter = request.workload.adapter
+    assert adapter is not None
+    torch.manual_seed(request.seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=adapter.r,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            target_modules=list(adapter.target_modules),
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def _is_first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,0 +1,219 @@
+"""A full run on this rank: the trial's path, with pretrained weights, evaluation and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from autotune.errors import AutotuneError
+from autotune.plan import Plan
+from autotune.resources import cache_dir
+from autotune.runner.answer import Answer
+from autotune.runner.checks import CheckCallback
+from autotune.runner.data import TrainingData, build_sequences
+from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder, steps_for_epochs
+from autotune.runner.engines import (
+    apply_numerics,
+    enable_recompute,
+    start_process_group,
+    training_arguments,
+)
+from autotune.runner.gauges import make_gauge, peak_resident_bytes
+from autotune.runner.models import build_model
+from autotune.runner.timers import StepTimer
+from autotune.runner.trainer import AutotuneTrainer
+from autotune.runner.trial import prepare_device
+from autotune.runner.ulysses import CONTEXT, make_sequence_groups
+from autotune.spec.workload import Precision
+from autotune.trial.protocol import LOG_FILE, Request, TrainSettings
+
+_STATE_FILE = "trainer_state.json"
+
+
+def run_training(request: Request, answer: Answer) -> None:
+    """Train to the end of the request's settings; write checkpoints, logs and final weights.
+
+    Raises:
+        AutotuneError: unusable data, weights or checkpoint.
+    """
+    plan, settings = request.plan_object(), request.train
+    assert settings is not None
+    prepare_device(request, plan, answer)
+    start_process_group(request, plan)
+    CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
+
+    data = build_sequences(request, cache_dir() / "tokenized")
+    start_step = _resumed_step(settings.resume_from, plan, request)
+    total = settings.max_steps or steps_for_epochs(
+        len(data.train), plan.global_batch_size, settings.num_epochs
+    )
+    trainer = _build(request, plan, settings, data, answer, start_step, total)
+    answer.result.train["host_peak_bytes_after_load"] = peak_resident_bytes()
+    trainer.train(resume_from_checkpoint=settings.resume_from)
+    if data.validation is not None and trainer.last_evaluated_step != trainer.state.global_step:
+        trainer.evaluate()
+    if settings.save_final_weights:
+        _save_final_weights(trainer, request, data)
+    answer.result.train |= {
+        "steps": trainer.state.global_step,
+        "sequences": len(data.train),
+        "held_out_sequences": len(data.validation) if data.validation is not None else 0,
+        "log_history": trainer.state.log_history,
+        "host_peak_bytes": peak_resident_bytes(),
+    }
+
+
+def _build(
+    request: Request,
+    plan: Plan,
+    settings: TrainSettings,
+    data: TrainingData,
+    answer: Answer,
+    start_step: int,
+    total_steps: int,
+) -> AutotuneTrainer:
+    arguments = training_arguments(
+        request, plan, settings, **_schedule(settings, data, start_step, total_steps)
+    )
+    place = {
+        "dp_rank": answer.rank // plan.cp,
+        "dp_size": plan.data_parallel_size,
+        "cp_rank": answer.rank % plan.cp,
+        "cp_size": plan.cp,
+    }
+    loader = RankLoader(
+        data.train,
+        StepOrder(len(data.train), plan.global_batch_size, seed=request.seed),
+        micro_batch_size=plan.micro_batch_size,
+        grad_accum_steps=plan.grad_accum_steps,
+        start_step=start_step,
+        **place,
+    )
+    held_out = None
+    if data.validation is not None:
+        held_out = EvalLoader(data.validation, micro_batch_size=plan.micro_batch_size, **place)
+    model = build_model(request, plan)
+    enable_recompute(model, plan)
+    trainer = AutotuneTrainer(
+        model=model,
+        args=arguments,
+        plan=plan,
+        loader=loader,
+        timer=StepTimer(make_gauge(request.device), enabled=False),
+        packed=request.workload.packing,
+        eval_loader=held_out,
+    )
+    apply_numerics(trainer, request, plan)
+    trainer.add_callback(CheckCallback(trainer, request, answer.add_asserted))
+    steps_per_epoch = len(data.train) / plan.global_batch_size
+    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch))
+    return trainer
+
+
+def _schedule(
+    settings: TrainSettings, data: TrainingData, start_step: int, total_steps: int
+) -> dict[str, Any]:
+    """Return what a full run adds to a trial's arguments."""
+    values: dict[str, Any] = {
+        "max_steps": total_steps,
+        "logging_steps": settings.logging_steps,
+        "logging_first_step": True,
+        "save_strategy": "steps" if settings.save_steps else "no",
+        "save_total_limit": settings.save_total_limit,
+        "report_to": ["tensorboard"] if settings.use_tensorboard else [],
+    }
+    if settings.save_steps:
+        values["save_steps"] = settings.save_steps
+    if settings.warmup_ratio is not None:
+        values["warmup_steps"] = round(settings.warmup_ratio * total_steps)
+    if data.validation is not None:
+        values["eval_on_start"] = start_step == 0
+        if settings.eval_steps:
+            values |= {"eval_strategy": "steps", "eval_steps": settings.eval_steps}
+    return values
+
+
+def _resumed_step(checkpoint: str | None, plan: Plan, request: Request) -> int:
+    """Return the step a checkpoint ends at, after checking that this plan can read it."""
+    if checkpoint is None:
+        return 0
+    state = Path(checkpoint) / _STATE_FILE
+    if not state.exists():
+        raise AutotuneError(f"{checkpoint} is not a checkpoint: it has no {_STATE_FILE}.")
+    return int(json.loads(state.read_text())["global_step"])
+
+
+def _save_final_weights(trainer: AutotuneTrainer, request: Request, data: TrainingData) -> None:
+    """Write the whole model (or the adapter) as safetensors into the run's folder."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return
+    if request.workload.precision is Precision.BF16:
+        state = {name: value.to(torch.bfloat16) for name, value in state.items()}
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    model.save_pretrained(request.out_dir, state_dict=state)
+    if data.tokenizer is not None:
+        data.tokenizer.save_pretrained(request.out_dir)
+
+
+class RunLog(TrainerCallback):
+    """Writes what the Trainer logs as JSON lines, and keeps the heartbeat going."""
+
+    def __init__(
+        self, request: Request, answer: Answer, trainer: AutotuneTrainer, steps_per_epoch: float
+    ) -> None:
+        self._file = Path(request.out_dir) / LOG_FILE
+        self._answer = answer
+        self._trainer = trainer
+        self._steps_per_epoch = steps_per_epoch
+        self._step_start = time.perf_counter()
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock of a step."""
+        self._step_start = time.perf_counter()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Count tokens; correct the epoch, which a resumed Trainer counts from 0 again."""
+        self._answer.heartbeat()
+        self._seconds += time.perf_counter() - self._step_start
+        self._tokens += self._trainer.step_tokens
+        state.epoch = state.global_step / self._steps_per_epoch
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Evaluation is progress, too."""
+        self._answer.heartbeat()
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        """So is saving."""
+        self._answer.heartbeat()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one line: the log's values, the step, and tokens/s since the last training line."""
+        if self._answer.rank != 0 or logs is None:
+            return
+        line: dict[str, Any] = {"step": state.global_step, **logs}
+        if "loss" in logs and self._seconds > 0:
+            line["tokens_per_s"] = self._tokens / self._seconds
+            self._tokens, self._seconds = 0, 0.0
+        with self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")

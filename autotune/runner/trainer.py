@@ -1,0 +1,149 @@
+"""The one subclass of the Hugging Face `Trainer`, for trials and for full runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from autotune.plan import Engine, Plan
+from autotune.runner.data.loader import EvalLoader, RankLoader
+from autotune.runner.loss import IGNORED_LABEL, token_weighted_loss
+from autotune.runner.timers import StepTimer
+from autotune.runner.ulysses import CONTEXT, document_mask
+
+Batch = dict[str, torch.Tensor]
+
+
+class AutotuneTrainer(Trainer):
+    """Owns the data loader, the sequence-parallel split, the loss and the timers.
+
+    Differences from `Trainer` that a reader would not expect:
+
+    - batches come rank-local from `RankLoader`; accelerate never sees the loader, so it can neither
+      reorder nor duplicate data;
+    - the loss is not the model's: the model returns logits, `token_weighted_loss` does the rest;
+    - `evaluate` sums token losses over the held-out sequences, on every engine alike.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        plan: Plan,
+        loader: Any,
+        timer: StepTimer,
+        packed: bool,
+        eval_loader: EvalLoader | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        # Trainer refuses an evaluation strategy without a data set; `evaluate` never reads this.
+        held_out = [] if eval_loader is not None else None
+        super().__init__(model=model, args=args, eval_dataset=held_out, callbacks=callbacks)
+        # Tells Trainer that the loss is already normalised over the whole step.
+        self.model_accepts_loss_kwargs = True
+        self.plan = plan
+        self.loader = loader
+        self.timer = timer
+        self.packed = packed
+        self._eval_loader = eval_loader
+        self.last_evaluated_step = -1
+        self.step_tokens = 0
+
+    def get_train_dataloader(self) -> RankLoader:
+        """Return our own loader, not prepared by accelerate."""
+        return self.loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor]:
+        """Fetch one optimizer step's micro-batches and count its valid tokens over all ranks."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        valid = sum(int((batch["shift_labels"] != IGNORED_LABEL).sum()) for batch in batches)
+        tokens = torch.tensor(valid, dtype=torch.int64, device=device)
+        if dist.is_initialized():
+            dist.all_reduce(tokens)
+        self.step_tokens = int(tokens)
+        return batches, tokens
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return this rank's share of the step's mean token loss; see `token_weighted_loss`."""
+        assert num_items_in_batch is not None
+        logits, labels = self._forward(model, inputs)
+        return token_weighted_loss(logits, labels, num_items_in_batch, self.args.world_size)
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run one micro-step under the timer."""
+        with self.timer.micro_step(sync=self.accelerator.sync_gradients):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Return the mean token loss over the held-out sequences, summed over all ranks."""
+        model = self.model_wrapped
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for batch in self._eval_loader or ():
+                logits, labels = self._forward(model, self._prepare_inputs(batch))
+                one = torch.ones((), device=logits.device)
+                sums[0] += token_weighted_loss(logits, labels, one, 1).double()
+                sums[1] += (labels != IGNORED_LABEL).sum()
+                self.control = self.callback_handler.on_prediction_step(
+                    self.args, self.state, self.control
+                )
+        model.train()
+        self.last_evaluated_step = self.state.global_step
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        metrics = {
+            f"{metric_key_prefix}_loss": float(sums[0] / sums[1].clamp(min=1)),
+            f"{metric_key_prefix}_tokens": float(sums[1]),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _forward(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        CONTEXT.mask = document_mask(inputs["full_document_ids"]) if self.packed else None
+        outputs = model(
+            input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
+        )
+        return outputs.logits, inputs["shift_labels"]
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Skip Trainer's own count: ours is in `autotune.timing`, and this runs every micro-step."""
+        return 0
+
+
+def wrap_optimizer_step(trainer: AutotuneTrainer) -> None:
+    """Time DeepSpeed's optimizer step apart: accelerate runs it inside `backward`."""
+    if trainer.plan.engine is not Engine.DEEPSPEED:
+        return
+    engine = trainer.model_wrapped
+    step = engine.step
+
+    def timed_step(*args: Any, **kwargs: Any) -> Any:
+        with trainer.timer.optimizer_step():
+            return step(*args, **kwargs)
+
+    engine.step = timed_step

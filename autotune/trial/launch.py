@@ -1,0 +1,340 @@
+"""Start the ranks of one launch, watch them, and leave nothing behind.
+
+The ranks are started here, not by torchrun: torchrun puts them into sessions of their own, where a
+killed search would not reach them. Output goes to files, never to pipes; every wait has a limit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autotune.resources import cache_dir
+from autotune.trial.processes import kill_tagged, oom_kill_count, process_state
+from autotune.trial.protocol import (
+    REQUEST_FILE,
+    Outcome,
+    RankResult,
+    Request,
+    heartbeat_file,
+    rank_result_file,
+    read_message,
+    write_message,
+)
+
+TAG_VARIABLE = "AUTOTUNE_TRIAL_ID"
+_POLL_S = 0.1
+_STOPPED_S = 3.0
+"""A rank that a signal stopped for this long hangs the others."""
+_LAST_WORDS_S = 3.0
+"""After one rank failed, how long the others may take to say what they saw."""
+_EXIT_S = 20.0
+"""After a rank's complete result, how long its process may take to end."""
+_TERMINATE_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """When a launch is given up."""
+
+    deadline_s: float | None
+    """From its start; None for a full training run."""
+    hang_s: float
+    """Without a sign of progress from any rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a launch ended, before its results are read."""
+
+    outcome: Outcome
+    message: str
+    rank: int | None
+    """The rank that caused it."""
+    exit_codes: list[int | None]
+    elapsed_s: float
+    notes: list[str] = field(default_factory=list)
+    results: list[RankResult] = field(default_factory=list)
+    """What every rank wrote, complete or not; by rank."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Rank:
+    number: int
+    process: subprocess.Popen[bytes]
+    stopped_since: float | None = None
+    ended_at: float | None = None
+
+
+def run_launch(
+    request: Request,
+    folder: Path,
+    limits: Limits,
+    *,
+    on_tick: Callable[[], None] = lambda: None,
+    environment: dict[str, str] | None = None,
+) -> Ended:
+    """Run all ranks of a request to their end and return how they ended.
+
+    Args:
+        request: what to run.
+        folder: where request, logs and results of this launch go; created.
+        limits: when to give up.
+        on_tick: called about ten times a second, for progress displays.
+        environment: more variables for the ranks.
+
+    Raises:
+        KeyboardInterrupt: passed on after the ranks were stopped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_message(request, folder / REQUEST_FILE)
+    world = request.plan_object().world_size
+    tag = f"{request.launch_id}-{os.getpid()}-{time.time_ns()}"
+    variables = rank_environment(request, folder, tag, world) | (environment or {})
+    oom_kills, started = oom_kill_count(), time.monotonic()
+    ranks: list[_Rank] = []
+    try:
+        for number in range(world):
+            ranks.append(_start(number, folder, variables))
+        verdict = _watch(ranks, folder, limits, started, on_tick)
+    finally:
+        _stop(ranks)
+        kill_tagged(TAG_VARIABLE, tag)
+    results = _read_results(folder, request, world)
+    elapsed = time.monotonic() - started
+    return _conclude(ranks, results, verdict, elapsed, oom_kill_count() > oom_kills)
+
+
+def rank_environment(request: Request, folder: Path, tag: str, world: int) -> dict[str, str]:
+    """Return the variables every rank of a launch shares."""
+    variables = dict(os.environ)
+    package_parent = str(Path(__file__).resolve().parents[2])
+    variables |= {
+        TAG_VARIABLE: tag,
+        "AUTOTUNE_LAUNCH_DIR": str(folder.resolve()),
+        "AUTOTUNE_PARENT_PID": str(os.getpid()),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [package_parent, os.environ.get("PYTHONPATH")])
+        ),
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_EXTENSIONS_DIR": str(native_ops_dir()),
+        # Looking for a GPU must not create a CUDA context.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }
+    if request.device == "cpu":
+        threads = max(1, len(os.sched_getaffinity(0)) // world)
+        variables |= {
+            "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(threads),
+            # Freed blocks go back to the kernel at once, so that RLIMIT_DATA and the resident peak
+            # follow the live tensors (edge at 1.13 instead of 1.67 times the live bytes).
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+        }
+    else:
+        variables.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    return variables
+
+
+def native_ops_dir() -> Path:
+    """Return where DeepSpeed's native operators are built: our own folder, so its locks are ours."""
+    return cache_dir() / "torch_extensions"
+
+
+def _start(number: int, folder: Path, variables: dict[str, str]) -> _Rank:
+    log = (folder / f"rank-{number}.log").open("wb")
+    with log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autotune.runner", str((folder / REQUEST_FILE).resolve())],
+            env=variables | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return _Rank(number=number, process=process)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Verdict:
+    """Why the watch ended early; None in its place means that every rank ended by itself."""
+
+    outcome: Outcome
+    message: str
+    rank: int | None
+
+
+def _watch(
+    ranks: list[_Rank], folder: Path, limits: Limits, started: float, on_tick: Callable[[], None]
+) -> _Verdict | None:
+    first_failure: float | None = None
+    while True:
+        now = time.monotonic()
+        for rank in ranks:
+            if rank.ended_at is None and rank.process.poll() is not None:
+                rank.ended_at = now
+                if not _finished_well(folder, rank.number):
+                    first_failure = first_failure or now
+        if all(rank.ended_at is not None for rank in ranks):
+            return None
+        if first_failure is not None and now - first_failure > _LAST_WORDS_S:
+            return None
+        ended = [rank.ended_at for rank in ranks if rank.ended_at is not None]
+        if first_failure is None and ended and now - min(ended) > _EXIT_S:
+            return None  # finished well, but a process would not end: its result still counts
+        if first_failure is None:
+            verdict = _stalled(ranks, folder, limits, started, now)
+            if verdict is not None:
+                return verdict
+        on_tick()
+        time.sleep(_POLL_S)
+
+
+def _stalled(
+    ranks: list[_Rank], folder: Path, limits: Limits, started: float, now: float
+) -> _Verdict | None:
+    for rank in ranks:
+        if process_state(rank.process.pid) in ("T", "t"):
+            rank.stopped_since = rank.stopped_since or now
+            if now - rank.stopped_since > _STOPPED_S:
+                return _Verdict(
+                    outcome=Outcome.HANG,
+                    message=f"rank {rank.number} was stopped by a signal and did not continue",
+                    rank=rank.number,
+                )
+        else:
+            rank.stopped_since = None
+    silence, slowest = _silence(ranks, folder)
+    if silence > limits.hang_s:
+        return _Verdict(
+            outcome=Outcome.HANG,
+            message=f"no rank made progress for {limits.hang_s:.0f} s; rank {slowest} was last",
+            rank=slowest,
+        )
+    if limits.deadline_s is not None and now - started > limits.deadline_s:
+        return _Verdict(
+            outcome=Outcome.TIMEOUT,
+            message=f"still running at its deadline of {limits.deadline_s:.0f} s",
+            rank=None,
+        )
+    return None
+
+
+def _silence(ranks: list[_Rank], folder: Path) -> tuple[float, int]:
+    """Return the seconds since any rank's last sign of life, and the rank silent the longest."""
+    ages = {}
+    for rank in ranks:
+        try:
+            modified = (folder / heartbeat_file(rank.number)).stat().st_mtime
+        except FileNotFoundError:  # still importing
+            return 0.0, rank.number
+        ages[rank.number] = time.time() - modified
+    return min(ages.values()), max(ages, key=lambda number: ages[number])
+
+
+def _stop(ranks: list[_Rank]) -> None:
+    """Ask, then force. A stopped process ignores SIGTERM, so it gets no second chance."""
+    running = [rank for rank in ranks if rank.process.poll() is None]
+    for rank in running:
+        _signal_group(rank, signal.SIGTERM)
+    deadline = time.monotonic() + _TERMINATE_S
+    while time.monotonic() < deadline and any(r.process.poll() is None for r in running):
+        time.sleep(0.05)
+    for rank in ranks:
+        _signal_group(rank, signal.SIGKILL)  # the whole group, so a rank's children go too
+    for rank in running:
+        rank.process.wait(timeout=30)
+
+
+def _signal_group(rank: _Rank, number: signal.Signals) -> None:
+    try:
+        os.killpg(rank.process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _conclude(
+    ranks: list[_Rank],
+    results: list[RankResult],
+    verdict: _Verdict | None,
+    elapsed: float,
+    host_out_of_memory: bool,
+) -> Ended:
+    exit_codes = [rank.process.returncode for rank in ranks]
+    outcome, message, culprit, notes = Outcome.OK, "", None, []
+    if verdict is not None:
+        outcome, message, culprit = verdict.outcome, verdict.message, verdict.rank
+    else:
+        failures = []
+        for rank, result in zip(ranks, results, strict=True):
+            if result.error is not None:
+                error = result.error
+                failures.append((error.time_s, rank.number, error.outcome, error.message))
+            elif not result.complete and rank.ended_at is not None:
+                how, kind = _describe_exit(rank.process.returncode, host_out_of_memory)
+                failures.append((rank.ended_at, rank.number, kind, f"rank {rank.number} {how}"))
+            elif result.complete and rank.process.returncode != 0:
+                notes.append(
+                    f"rank {rank.number} finished, then ended with {rank.process.returncode}"
+                )
+        if failures:
+            _, culprit, outcome, message = min(failures)
+        elif not all(result.complete for result in results):
+            outcome, message = Outcome.CRASHED, "a rank left no complete result"
+    return Ended(
+        outcome=outcome,
+        message=message,
+        rank=culprit,
+        exit_codes=exit_codes,
+        elapsed_s=elapsed,
+        notes=notes,
+        results=results,
+    )
+
+
+def _describe_exit(code: int | None, host_out_of_memory: bool) -> tuple[str, Outcome]:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        if name == "SIGKILL" and host_out_of_memory:
+            return "was killed by the kernel: the host ran out of memory", Outcome.HOST_OOM
+        return f"was killed by {name}", Outcome.CRASHED
+    return f"ended with code {code} and no complete result", Outcome.CRASHED
+
+
+def _finished_well(folder: Path, number: int) -> bool:
+    try:
+        result = read_message(RankResult, folder / rank_result_file(number))
+    except FileNotFoundError:
+        return False
+    return result.complete and result.error is None
+
+
+def _read_results(folder: Path, request: Request, world: int) -> list[RankResult]:
+    results = []
+    for number in range(world):
+        path = folder / rank_result_file(number)
+        if path.exists():
+            results.append(read_message(RankResult, path))
+        else:
+            results.append(
+                RankResult(launch_id=request.launch_id, rank=number, world_size=world)
+            )
+    return results
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

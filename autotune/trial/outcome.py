@@ -1,0 +1,160 @@
+"""From what the ranks wrote to one `TrialRecord` per configuration."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from autotune.plan import Plan
+from autotune.trial.protocol import AccumulationResult, Outcome, RankResult, Request, RungResult
+from autotune.trial.record import TrialRecord
+
+THRASH_RETRIES = 1
+"""More allocator retries than this in a rung's counted steps: it thrashes (Composer's gate)."""
+
+# Two-sided 95% quantiles of Student's t by degrees of freedom (any table); above 10, the normal's.
+_T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+_MEDIAN_ERROR = math.sqrt(math.pi / 2)
+"""Standard error of a median over that of a mean, for normal noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """A median and its 95% confidence interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+def median_interval(values: Sequence[float]) -> Spread:
+    """Return the median with a t-interval; infinitely wide for a single value."""
+    median = statistics.median(values)
+    if len(values) < 2:
+        return Spread(median=median, low=0.0, high=math.inf)
+    freedom = len(values) - 1
+    quantile = _T95[freedom] if freedom < len(_T95) else 1.96
+    half = quantile * _MEDIAN_ERROR * statistics.stdev(values) / math.sqrt(len(values))
+    return Spread(median=median, low=max(0.0, median - half), high=median + half)
+
+
+def read_rungs(
+    request: Request, results: Sequence[RankResult], outcome: Outcome, message: str
+) -> list[TrialRecord]:
+    """Return a record for each rung that was reached, failures included.
+
+    A rung counts as measured when every rank finished it. The first one that did not carries the
+    launch's outcome; rungs above it are left out: nobody tried them.
+
+    Args:
+        request: what was asked.
+        results: what each rank wrote, by rank.
+        outcome: how the launch ended.
+        message: why.
+    """
+    plan = request.plan_object()
+    records = []
+    for rung in request.rungs:
+        rung_plan = replace(
+            plan, micro_batch_size=rung.micro_batch_size, grad_accum_steps=rung.grad_accum_steps
+        )
+        answers = [_rung_of(result, rung.micro_batch_size) for result in results]
+        if all(answer is not None and answer.outcome is Outcome.OK for answer in answers):
+            records.append(_measured(rung_plan, [a for a in answers if a is not None]))
+            continue
+        records.append(_failed(rung_plan, [a for a in answers if a], outcome, message))
+        break
+    return records
+
+
+def _rung_of(result: RankResult, micro_batch_size: int) -> RungResult | None:
+    return next((r for r in result.rungs if r.micro_batch_size == micro_batch_size), None)
+
+
+def _failed(
+    plan: Plan, answers: list[RungResult], outcome: Outcome, message: str
+) -> TrialRecord:
+    named = next((a for a in answers if a.outcome is not Outcome.OK), None)
+    peaks = [part for answer in answers for part in answer.accumulations]
+    return TrialRecord(
+        launch=0,
+        plan_id=plan.id,
+        plan=plan.to_dict(),
+        outcome=named.outcome if named and outcome is named.outcome else outcome,
+        message=named.message if named and outcome is named.outcome else message,
+        peak_allocated_bytes=_largest(part.peak_allocated_bytes for part in peaks),
+        peak_reserved_bytes=_largest(part.peak_reserved_bytes for part in peaks),
+        measured_accum_steps=tuple(sorted({part.grad_accum_steps for part in peaks})),
+    )
+
+
+def _largest(values: Iterable[int]) -> int | None:
+    return max(values, default=None)
+
+
+def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
+    parts = [part for answer in answers for part in answer.accumulations]
+    by_accumulation: dict[int, list[AccumulationResult]] = {}
+    for part in parts:
+        by_accumulation.setdefault(part.grad_accum_steps, []).append(part)
+    base = by_accumulation.get(plan.grad_accum_steps) or by_accumulation[max(by_accumulation)]
+    steps = _slowest([part.step_s for part in base])
+    spread = median_interval(steps)
+    base_accum = base[0].grad_accum_steps
+    micro = _median_of_slowest([part.micro_step_s for part in base])
+    if base_accum != plan.grad_accum_steps:
+        spread = _composed(spread, base, plan.grad_accum_steps)
+    tokens_per_micro = statistics.mean(base[0].valid_tokens) / base_accum
+    retries = max(part.alloc_retries for part in parts)
+    thrashes = retries > THRASH_RETRIES
+    return TrialRecord(
+        launch=0,
+        plan_id=plan.id,
+        plan=plan.to_dict(),
+        outcome=Outcome.THRASH if thrashes else Outcome.OK,
+        message=f"{retries} allocator retries: too near the memory limit" if thrashes else "",
+        tokens_per_s=tokens_per_micro * plan.grad_accum_steps / spread.median,
+        step_s=spread.median,
+        step_s_low=spread.low,
+        step_s_high=None if math.isinf(spread.high) else spread.high,
+        micro_step_s=micro,
+        sync_micro_step_s=_median_of_slowest([part.sync_micro_step_s for part in base]),
+        optimizer_step_s=_median_of_slowest([part.optimizer_step_s for part in base]),
+        measured_accum_steps=tuple(sorted(by_accumulation)),
+        peak_allocated_bytes=_largest(part.peak_allocated_bytes for part in parts),
+        peak_reserved_bytes=_largest(part.peak_reserved_bytes for part in parts),
+        alloc_retries=retries,
+        step_times_s=tuple(steps),
+    )
+
+
+def _composed(spread: Spread, base: list[AccumulationResult], grad_accum_steps: int) -> Spread:
+    """Lengthen the measured step by the micro-steps it lacks.
+
+    The added micro-step is the measured one without synchronisation, plus its share of the step's
+    time outside the timed parts (data, bookkeeping). Its interval adds, as for correlated errors.
+    """
+    measured = base[0].grad_accum_steps
+    missing = grad_accum_steps - measured
+    micro_steps = _slowest([part.micro_step_s for part in base])
+    micro = median_interval(micro_steps)
+    parts = base[0]
+    timed = sum(parts.micro_step_s) + sum(parts.sync_micro_step_s) + sum(parts.optimizer_step_s)
+    outside = max(0.0, sum(parts.step_s) - timed) / (len(parts.step_s) * measured)
+    return Spread(
+        median=spread.median + missing * (micro.median + outside),
+        low=spread.low + missing * (micro.low + outside),
+        high=spread.high + missing * (micro.high + outside),
+    )
+
+
+def _slowest(series: list[list[float]]) -> list[float]:
+    """Return, step by step, the slowest rank's time: the others wait for it."""
+    return [max(step) for step in zip(*series, strict=True)]
+
+
+def _median_of_slowest(series: list[list[float]]) -> float | None:
+    values = _slowest(series)
+    return statistics.median(values) if values else None
