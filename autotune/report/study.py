@@ -169,7 +169,9 @@ def _read_records(path: Path) -> tuple[list[TrialRecord], list[str]]:
         if not line.strip():
             continue
         try:
-            records.append(TrialRecord.from_dict(json.loads(line)))
+            # NaN and Infinity are no figures: read as not measured.
+            values = json.loads(line, parse_constant=lambda _: None)
+            records.append(TrialRecord.from_dict(values))
         except (ValueError, TypeError, KeyError, AttributeError):
             # Broken JSON or UTF-8, a JSON value that is no object, a missing or unknown field.
             notes.append(

@@ -38,8 +38,8 @@ OUTCOME_ADVICE = {
     "--global-batch-size, or look for another job on these devices.",
     Outcome.HANG: "A rank stopped making progress: see the launch's log folder and the links "
     "between the devices.",
-    Outcome.CRASHED: "Read the traceback in the launch's log folder; the same error in every launch "
-    "is a matter of the installation or the model.",
+    Outcome.CRASHED: "Read the traceback in the launch's log folder; the same error in every "
+    "launch is a matter of the installation or the model.",
     Outcome.INVALID: "What ran was not the plan: a library fell back without saying so. The reason "
     "names what ran.",
     Outcome.THRASH: "The allocator had to retry: raise --memory-limit or use more GPUs.",
@@ -74,7 +74,7 @@ def plan_name(plan: dict[str, Any]) -> str:
 
 
 def is_composed(record: TrialRecord) -> bool:
-    """Tell whether the step time was put together instead of measured at the plan's accumulation."""
+    """Tell whether `step_s` was put together instead of measured at the plan's accumulation."""
     if record.step_s is None:
         return False
     return record.plan.get("grad_accum_steps") not in record.measured_accum_steps
@@ -105,9 +105,9 @@ def seconds(value: float | None, composed: bool = False) -> str:
     if value is None:
         return NOT_MEASURED
     if value < 1:
-        text = f"{value * 1000:.3g} ms"
+        text = f"{_three_figures(value * 1000)} ms"
     elif value < 60:
-        text = f"{value:.3g} s"
+        text = f"{_three_figures(value)} s"
     else:
         text = format_duration(value)
     return text + COMPOSED_MARK * composed
@@ -119,3 +119,8 @@ def percent(fraction: float) -> str:
     if value == 0:
         return "0%"
     return f"{value:.2g}%" if value < 10 else f"{value:,.0f}%"
+
+
+def _three_figures(value: float) -> str:
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}"

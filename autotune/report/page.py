@@ -1,0 +1,275 @@
+"""What the page says, worked out before the template: sections, tables, cells."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.report import words
+from autotune.report.answer import (
+    Answer,
+    advise,
+    explain,
+    relative_half_width,
+    standings,
+)
+from autotune.report.contract import Facts, contract
+from autotune.report.study import Study
+from autotune.trial.protocol import Outcome
+from autotune.trial.record import TrialRecord
+from autotune.units import format_duration
+
+_MAX_RIVALS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One table cell: its text, and what it is sorted by."""
+
+    text: str
+    sort: float | str = ""
+    is_number: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One trial."""
+
+    cells: tuple[Cell, ...]
+    outcome: str
+    is_winner: bool
+    failed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A trial that did not run to the end."""
+
+    name: str
+    outcome: str
+    reason: str
+    """Its first line."""
+    details: str
+    """The whole message when that has more than the first line."""
+    launch: int
+    log_dir: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """Plans refused for one reason."""
+
+    code: str
+    reason: str
+    plans: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headline:
+    """The winner's figures, as text."""
+
+    name: str
+    tokens_per_s: str
+    tokens_range: str
+    step: str
+    memory: str
+    memory_of_limit: str
+    memory_share: float | None
+    """Of the limit, 0 to 1; None without a limit."""
+    is_composed: bool
+    settings: Facts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RivalRow:
+    """One of the next best."""
+
+    name: str
+    tokens_per_s: str
+    memory: str
+    difference: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """Everything the template prints."""
+
+    title: str
+    subtitle: str
+    is_final: bool
+    headline: Headline | None
+    why: Sequence[str]
+    advice: Sequence[str]
+    rivals: Sequence[RivalRow]
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    outcomes: Sequence[str]
+    any_composed: bool
+    composed_note: str
+    failures: Sequence[Failure]
+    rejections: Sequence[Rejection]
+    num_rejected: int
+    contract: Sequence[tuple[str, Facts]]
+    command: str
+    best_yml: str | None
+    notes: Sequence[str]
+
+
+COLUMNS = (
+    "Configuration", "Outcome", "Tokens/s", "\N{PLUS-MINUS SIGN}", "Step", "Predicted step",
+    "Reserved", "Allocated", "Predicted memory", "Launch",
+)  # fmt: skip
+
+
+def build_page(study: Study, answer: Answer) -> Page:
+    """Work out the page."""
+    rows = [_row(record, answer.winner) for record in _fastest_first(study.records)]
+    return Page(
+        title=words.clean(study.model_name),
+        subtitle=_subtitle(study),
+        is_final=answer.is_final,
+        headline=_headline(answer.winner, study) if answer.winner else None,
+        why=explain(answer),
+        advice=advise(study) if answer.winner is None else (),
+        rivals=[
+            RivalRow(
+                name=words.plan_name(rival.record.plan),
+                tokens_per_s=words.rate(rival.record.tokens_per_s, words.is_composed(rival.record)),
+                memory=words.size(words.memory_bytes(rival.record)),
+                difference=("\N{MINUS SIGN}" if rival.lead > 0 else "+")
+                + words.percent(1 - 1 / (1 + rival.lead)),
+                verdict="tie" if rival.is_tie else "slower" if rival.lead > 0 else "faster",
+            )
+            for rival in answer.rivals[:_MAX_RIVALS]
+        ],
+        columns=COLUMNS,
+        rows=rows,
+        outcomes=sorted({row.outcome for row in rows}),
+        any_composed=any(words.is_composed(record) for record in study.records),
+        composed_note=words.COMPOSED_NOTE,
+        failures=[_failure(r) for r in study.records if r.outcome is not Outcome.OK],
+        rejections=_rejections(study),
+        num_rejected=len(study.rejected),
+        contract=contract(study),
+        command=words.clean(study.contract.get("command") or ""),
+        best_yml=study.best_yml,
+        notes=[words.clean(note) for note in study.notes],
+    )
+
+
+def _subtitle(study: Study) -> str:
+    hardware, model = study.section("hardware"), study.section("model")
+    parts = []
+    if model.get("num_parameters"):
+        parts.append(f"{_count(int(model['num_parameters']))} parameters")
+    if hardware.get("num_gpus"):
+        device = hardware.get("gpu") or hardware.get("device") or "devices"
+        parts.append(f"{hardware['num_gpus']} \N{MULTIPLICATION SIGN} {device}")
+    ran = len(standings(study.records))
+    parts.append(f"{ran} configuration{'s' * (ran != 1)} measured")
+    if study.summary.get("elapsed_s"):
+        parts.append(f"in {format_duration(float(study.summary['elapsed_s']))}")
+    return words.clean(", ".join(parts))
+
+
+def _count(number: int) -> str:
+    for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= factor:
+            return f"{number / factor:.3g}{letter}"
+    return str(number)
+
+
+def _headline(record: TrialRecord, study: Study) -> Headline:
+    composed = words.is_composed(record)
+    memory, limit = words.memory_bytes(record), study.memory_limit_bytes
+    share = memory / limit if memory is not None and limit else None
+    kind = "reserved" if record.peak_reserved_bytes is not None else "allocated"
+    of_limit = f"{kind}, no limit known"
+    if share is not None:
+        of_limit = f"{kind}, {words.percent(share)} of {words.size(limit)} a rank"
+    return Headline(
+        name=words.plan_name(record.plan),
+        tokens_per_s=words.rate(record.tokens_per_s, composed),
+        tokens_range=_tokens_range(record),
+        step=words.seconds(record.step_s, composed),
+        memory=words.size(memory),
+        memory_of_limit=of_limit,
+        memory_share=share,
+        is_composed=composed,
+        settings=[(key, words.clean(value)) for key, value in record.plan.items()],
+    )
+
+
+def _tokens_range(record: TrialRecord) -> str:
+    """Return the 95% interval of tokens/s: tokens of a step over the step's own interval."""
+    if not record.tokens_per_s or not record.step_s:
+        return ""
+    if not record.step_s_low or not record.step_s_high:
+        return "interval not measured"
+    tokens = record.tokens_per_s * record.step_s
+    low, high = tokens / record.step_s_high, tokens / record.step_s_low
+    return f"{words.rate(low)} to {words.rate(high)} (95%)"
+
+
+def _fastest_first(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return sorted(
+        records, key=lambda r: (r.outcome is Outcome.OK, r.tokens_per_s or 0), reverse=True
+    )
+
+
+def _row(record: TrialRecord, winner: TrialRecord | None) -> Row:
+    composed = words.is_composed(record)
+    half = relative_half_width(record)
+    outcome = words.OUTCOME_WORDS[record.outcome]
+    name = words.plan_name(record.plan)
+    cells = (
+        Cell(text=name, sort=name),
+        Cell(text=outcome, sort=outcome),
+        _number(words.rate(record.tokens_per_s, composed), record.tokens_per_s),
+        _number(words.NOT_MEASURED if half is None else words.percent(half), half),
+        _number(words.seconds(record.step_s, composed), record.step_s),
+        _number(words.seconds(record.predicted_step_s), record.predicted_step_s),
+        _number(words.size(record.peak_reserved_bytes), record.peak_reserved_bytes),
+        _number(words.size(record.peak_allocated_bytes), record.peak_allocated_bytes),
+        _number(words.size(record.predicted_bytes), record.predicted_bytes),
+        _number(str(record.launch), record.launch),
+    )
+    key = (record.plan_id, record.launch)
+    return Row(
+        cells=cells,
+        outcome=outcome,
+        is_winner=winner is not None and key == (winner.plan_id, winner.launch),
+        failed=record.outcome is not Outcome.OK,
+    )
+
+
+def _number(text: str, value: float | None) -> Cell:
+    return Cell(text=text, sort="" if value is None else value, is_number=True)
+
+
+def _failure(record: TrialRecord) -> Failure:
+    message = words.clean(record.message).strip()
+    reason = words.first_line(message, 400)
+    return Failure(
+        name=words.plan_name(record.plan),
+        outcome=words.OUTCOME_WORDS[record.outcome],
+        reason=reason or "no reason was recorded",
+        details="" if reason == message else message,
+        launch=record.launch,
+        log_dir=words.clean(record.log_dir),
+    )
+
+
+def _rejections(study: Study) -> list[Rejection]:
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for entry in study.rejected:
+        key = (words.clean(entry.get("code", "")), words.clean(entry.get("reason", "")))
+        plan: Any = entry.get("plan")
+        groups[key].append(words.plan_name(plan) if isinstance(plan, dict) else words.clean(plan))
+    return [
+        Rejection(code=code, reason=reason, plans=tuple(plans))
+        for (code, reason), plans in sorted(groups.items())
+    ]
