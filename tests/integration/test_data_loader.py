@@ -141,7 +141,7 @@ def test_no_new_split_within_a_step():
 )
 def test_impossible_ranks_are_refused(bad):
     ranks = {"dp_rank": 0, "dp": 1, "cp_rank": 0, "cp": 1} | bad
-    with pytest.raises(ValueError, match="rank|divide"):
+    with pytest.raises(ValueError, match=r"rank|divide"):
         loader(sequences(8), StepOrder(8, 4, seed=0), 1, 1, **ranks)
 
 

@@ -1,0 +1,177 @@
+"""From a request to sequences: what is cached, who goes first, what is held out."""
+
+import json
+import os
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from autotune.errors import AutotuneError
+from autotune.runner.data import build, build_sequences
+from autotune.spec.workload import Workload
+from autotune.trial.protocol import DatasetSource, ModelSource, Request, TrainSettings
+
+pytestmark = pytest.mark.integration
+
+
+def write(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return DatasetSource(path=str(path))
+
+
+def make_request(datasets=(), *, mode="train", seq_len=64, config=None, **more):
+    return Request(
+        launch_id="x",
+        mode=mode,
+        model=ModelSource(name="tiny", config=config or {"vocab_size": 300}),
+        plan={},
+        workload=Workload(seq_len=seq_len, global_batch_size=4),
+        device="cpu",
+        out_dir="unused",
+        datasets=list(datasets),
+        **more,
+    )
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write(tmp_path / "a.jsonl", [f"the sea and {i} ships " * (1 + i % 7) for i in range(90)])
+
+
+def same(one, other):
+    return (one.input_ids == other.input_ids).all() and (
+        one.shift_labels == other.shift_labels
+    ).all()
+
+
+def test_a_trial_without_data_gets_synthetic_documents(tmp_path):
+    data = build_sequences(make_request(mode="trial"), tmp_path / "cache")
+    assert data.tokenizer is None and data.validation is None
+    assert len(data.train) >= 4 and data.train.seq_len == 64
+    assert 250 < data.train.input_ids.max() < 300
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_nested_config_states_the_vocabulary_too(tmp_path):
+    request = make_request(mode="trial", config={"text_config": {"vocab_size": 50}})
+    assert build_sequences(request, tmp_path).train.input_ids.max() < 50
+
+
+def test_training_needs_data_and_a_vocabulary(tmp_path):
+    with pytest.raises(AutotuneError, match="--data"):
+        build_sequences(make_request(), tmp_path)
+    with pytest.raises(AutotuneError, match="no vocab_size"):
+        build_sequences(make_request(config={"hidden_size": 8}), tmp_path)
+
+
+def test_documents_become_packed_sequences(tmp_path, corpus):
+    data = build_sequences(make_request([corpus]), tmp_path / "cache")
+    assert data.validation is None
+    assert data.train.efficiency > 0.9
+    row = data.train.input_ids[0, data.train.document_ids[0] == 0]
+    text = data.tokenizer.decode(row)
+    assert text.startswith("the sea and") and text.endswith("<|endoftext|>")
+
+
+def test_held_out_sequences_are_no_training_sequences(tmp_path, corpus):
+    whole = build_sequences(make_request([corpus]), tmp_path).train
+    request = make_request([corpus], train=TrainSettings(val_set_size=0.25))
+    data = build_sequences(request, tmp_path)
+    assert len(data.validation) == round(0.25 * len(whole))
+    assert len(data.train) + len(data.validation) == len(whole)
+    rows = {row.tobytes() for row in data.train.input_ids}
+    assert rows.isdisjoint(row.tobytes() for row in data.validation.input_ids)
+
+
+def test_test_datasets_are_the_validation(tmp_path, corpus):
+    other = write(tmp_path / "test.jsonl", ["ships and the sea"])
+    data = build_sequences(make_request([corpus], test_datasets=[other]), tmp_path / "cache")
+    assert len(data.validation) == 1
+    kept = data.validation.input_ids[0, : data.validation.lengths[0]]
+    assert data.tokenizer.decode(kept) == "ships and the sea<|endoftext|>"
+
+
+def test_the_cache_is_used_and_follows_the_content(tmp_path, corpus, monkeypatch):
+    cache = tmp_path / "cache"
+    first = build_sequences(make_request([corpus]), cache).train
+
+    def must_not_run(*args, **kwargs):
+        raise AssertionError("the cache was not used")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "load_documents", must_not_run)
+        assert same(build_sequences(make_request([corpus]), cache).train, first)
+        with pytest.raises(AssertionError, match="not used"):
+            build_sequences(make_request([corpus], seq_len=32), cache)
+    changed = write(tmp_path / "a.jsonl", ["another text altogether " * 3] * 20)
+    assert changed == corpus
+    after = build_sequences(make_request([changed]), cache)
+    assert after.tokenizer.decode(after.train.input_ids[0]).startswith("another text")
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, corpus):
+    cache = tmp_path / "cache"
+    first = build_sequences(make_request([corpus]), cache).train
+    (file,) = cache.glob("sequences-*.npz")
+    for damage in (b"", file.read_bytes()[:200]):
+        file.write_bytes(damage)
+        assert same(build_sequences(make_request([corpus]), cache).train, first)
+    assert len(list(cache.glob("*"))) == 2, "the tokenizer and the sequences, no leftovers"
+
+
+def test_rank0_s_context_surrounds_the_work_on_files(tmp_path, corpus, monkeypatch):
+    inside = []
+    real = build.load_documents
+
+    @contextmanager
+    def first():
+        inside.append("enter")
+        yield
+        inside.append("exit")
+
+    def watched(*args, **kwargs):
+        inside.append("read")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(build, "load_documents", watched)
+    build_sequences(make_request([corpus]), tmp_path / "cache", first)
+    assert inside == ["enter", "read", "exit"]
+
+
+def _rank(rank, folder, path):
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    real = build.load_documents
+
+    def noted(*args, **kwargs):
+        with open(f"{folder}/readers", "a") as file:
+            file.write(f"{rank}\n")
+        return real(*args, **kwargs)
+
+    build.load_documents = noted
+    try:
+        data = build_sequences(make_request([DatasetSource(path=path)]), folder / "cache")
+        np.save(folder / f"rank{rank}.npy", data.train.input_ids)
+    except AutotuneError as error:
+        (folder / f"error{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_two_ranks_read_the_files_once_and_agree(tmp_path, corpus):
+    mp.spawn(_rank, (tmp_path, corpus.path), nprocs=2)
+    assert (tmp_path / "readers").read_text() == "0\n"
+    one, other = (np.load(tmp_path / f"rank{rank}.npy") for rank in range(2))
+    assert (one == other).all()
+
+
+@pytest.mark.timeout(120)
+def test_no_rank_waits_for_one_that_met_bad_data(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": \n')
+    mp.spawn(_rank, (tmp_path, str(path)), nprocs=2)
+    for rank in range(2):
+        assert "bad.jsonl:2 is not JSON" in (tmp_path / f"error{rank}").read_text()
