@@ -165,7 +165,8 @@ def _digest(parts: Iterable[str]) -> str:
 
 def _read(path: Path) -> Sequences | None:
     try:
-        with np.load(path) as arrays:
+        # Opened here: `np.load` leaves a damaged file open.
+        with path.open("rb") as file, np.load(file) as arrays:
             return Sequences(**{field.name: arrays[field.name] for field in fields(Sequences)})
     except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, EOFError):
         return None  # Absent or damaged: made anew.
