@@ -189,12 +189,12 @@ def _read_sharding(
 ) -> tuple[Sharding, float | None]:
     fsdp = read_fsdp(top, where)
     given = top.raw("deepspeed")
-    if fsdp and given:
+    if fsdp and given is not None:
         raise AutotuneError(
             f"{where}: deepspeed and fsdp_config exclude each other (Axolotl would drop deepspeed "
             "in silence). Remove one of them."
         )
-    if given:
+    if given is not None:
         values, label = find_deepspeed(given, folder, where)
         return read_deepspeed(values, label, batch)
     return fsdp or Sharding(engine=Engine.DDP), None

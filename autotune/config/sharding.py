@@ -27,7 +27,7 @@ class Sharding:
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def strategy_name(self, dp_replicate: int) -> str:
-        """Return the name that `strategies/` gives this sharding, or one built by the same scheme."""
+        """Return the name `strategies/` gives this sharding, or one built by its scheme."""
         if self.engine is Engine.DDP:
             return "ddp"
         if self.engine is Engine.DEEPSPEED:
