@@ -252,8 +252,7 @@ def _nvml_devices() -> tuple[list[str], list[int]]:
         raise none_found from error
     try:
         handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index)
-            for index in range(pynvml.nvmlDeviceGetCount())
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
         ]
         names = [pynvml.nvmlDeviceGetName(handle) for handle in handles]
         memory = [pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles]

@@ -119,9 +119,10 @@ class ModelSpec(BaseModel):
         return layers + self.num_embedding_parameters
 
     def num_adapter_parameters(self, adapter: Lora) -> int:
-        """Parameters LoRA adds: ``r * (inputs + outputs)`` a targeted projection (arXiv 2106.09685).
+        """Parameters LoRA adds: ``r * (inputs + outputs)`` a targeted projection.
 
-        Names that are no projection of this model add nothing; a rule reports them.
+        Hu et al., arXiv:2106.09685. Names that are no projection of this model add nothing; a
+        rule reports them.
         """
         targets = [shape for name, shape in self.linears.items() if name in adapter.target_modules]
         return self.num_layers * adapter.r * sum(inputs + outputs for inputs, outputs in targets)
@@ -130,7 +131,9 @@ class ModelSpec(BaseModel):
 # How each supported `model_type` decides what its config leaves to the code. Source: the
 # modeling_*.py and configuration_*.py of transformers 5 for these families.
 _FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"qkv_bias": "attention_bias", "output_bias": "attention_bias", "mlp_bias": "mlp_bias"},
+    "llama": {
+        "qkv_bias": "attention_bias", "output_bias": "attention_bias", "mlp_bias": "mlp_bias",
+    },
     "mistral": {},
     "qwen2": {"qkv_bias": True},
     "qwen3": {

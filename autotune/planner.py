@@ -1,0 +1,248 @@
+"""Enumerate the legal plans of a workload, estimate each, rank them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.errors import AutotuneError, NothingFitsError
+from autotune.memory import MemoryEstimate, Verdict, estimate_memory, fit_probability, verdict
+from autotune.plan import Plan, Recompute
+from autotune.rules import Violation, check_plan, check_strategy
+from autotune.spec.hardware import HardwareSpec
+from autotune.spec.model import ModelSpec
+from autotune.spec.strategy import Replicate, Strategy
+from autotune.spec.workload import Workload
+from autotune.timing import TimeEstimate, estimate_time
+from autotune.units import format_bytes
+
+CP_DEGREES = (1, 2, 4)
+_ORDER = {Verdict.FITS: 0, Verdict.AT_RISK: 1, Verdict.OOM: 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What is predicted of one plan."""
+
+    plan: Plan
+    memory: MemoryEstimate
+    time: TimeEstimate
+    verdict: Verdict
+    fit_probability: float
+    violations: tuple[Violation, ...] = ()
+
+    def to_dict(self, model: ModelSpec) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "model": model.name,
+            "plan": self.plan.to_dict(),
+            "world_size": self.plan.world_size,
+            "memory": self.memory.to_dict(),
+            "time": self.time.to_dict(),
+            "verdict": str(self.verdict),
+            "fit_probability": self.fit_probability,
+            "violations": [
+                {"code": v.code, "message": v.message, "hint": v.hint} for v in self.violations
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected:
+    """A plan a rule refuses."""
+
+    plan: Plan
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """All plans of a space."""
+
+    candidates: tuple[Estimate, ...]
+    """Legal plans, best first: those that fit by speed, then those at risk, then predicted OOMs."""
+    rejected: tuple[Rejected, ...]
+    space_size: int
+    elapsed_s: float
+
+
+def enumerate_plans(
+    model: ModelSpec,
+    workload: Workload,
+    hardware: HardwareSpec,
+    strategies: Sequence[Strategy],
+    *,
+    micro_batches: Sequence[int] | None = None,
+    cp_degrees: Sequence[int] = CP_DEGREES,
+    recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+) -> list[Plan]:
+    """Return every plan of the space, the illegal layouts once each so that a rule can say why.
+
+    The accumulation follows from the exact global batch. Without `micro_batches` the powers of two
+    that divide a rank's sequences are taken, and all of them at once (accumulation 1).
+    """
+    del model  # the space does not depend on it; rules and estimates do
+    plans = []
+    for strategy in strategies:
+        for cp in cp_degrees:
+            for mode in recompute:
+                layout = make_plan(strategy, hardware, cp=cp, recompute=mode)
+                plans += _with_batches(layout, workload, micro_batches)
+    return plans
+
+
+def make_plan(
+    strategy: Strategy,
+    hardware: HardwareSpec,
+    *,
+    cp: int = 1,
+    recompute: Recompute = Recompute.NONE,
+    micro_batch_size: int = 1,
+    grad_accum_steps: int = 1,
+) -> Plan:
+    """Lay a strategy out over the hardware; the result may break a rule."""
+    data_parallel = max(1, hardware.num_gpus // cp)
+    match strategy.replicate:
+        case Replicate.ALL:
+            dp_replicate, dp_shard = data_parallel, 1
+        case Replicate.HYBRID:
+            dp_replicate = max(2, hardware.num_nodes)
+            dp_shard = max(1, data_parallel // dp_replicate)
+        case Replicate.NONE:
+            dp_replicate, dp_shard = 1, data_parallel
+    return Plan(
+        strategy=strategy.name,
+        engine=strategy.engine,
+        zero_stage=strategy.zero_stage,
+        reshard_after_forward=strategy.reshard_after_forward,
+        offload_optimizer=strategy.offload_optimizer,
+        offload_params=strategy.offload_params,
+        dp_replicate=dp_replicate,
+        dp_shard=dp_shard,
+        cp=cp,
+        micro_batch_size=micro_batch_size,
+        grad_accum_steps=grad_accum_steps,
+        recompute=recompute,
+    )
+
+
+def estimate_plan(
+    model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
+) -> Estimate:
+    """Check and estimate one plan; a broken rule is reported in `violations`, not raised."""
+    violations = check_plan(plan, model, workload, hardware)
+    memory = estimate_memory(model, workload, plan, hardware)
+    chance = fit_probability(memory, hardware)
+    return Estimate(
+        plan=plan,
+        memory=memory,
+        time=estimate_time(model, workload, plan, hardware),
+        verdict=verdict(chance),
+        fit_probability=chance,
+        violations=tuple(violations),
+    )
+
+
+def rank_plans(
+    model: ModelSpec,
+    workload: Workload,
+    hardware: HardwareSpec,
+    strategies: Sequence[Strategy],
+    *,
+    micro_batches: Sequence[int] | None = None,
+    cp_degrees: Sequence[int] = CP_DEGREES,
+    recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+) -> Ranking:
+    """Estimate the whole space and order it.
+
+    Raises:
+        AutotuneError: every plan breaks a rule.
+        NothingFitsError: no legal plan has a chance to fit.
+    """
+    started = time.perf_counter()
+    plans = enumerate_plans(
+        model,
+        workload,
+        hardware,
+        strategies,
+        micro_batches=micro_batches,
+        cp_degrees=cp_degrees,
+        recompute=recompute,
+    )
+    by_name = {strategy.name: strategy for strategy in strategies}
+    rejected, candidates = [], []
+    for plan in plans:
+        broken = check_strategy(by_name[plan.strategy], workload, plan.cp)
+        broken += check_plan(plan, model, workload, hardware)
+        if broken:
+            reason = f"{broken[0].message} {broken[0].hint}"
+            rejected.append(Rejected(plan=plan, code=broken[0].code, reason=reason))
+        else:
+            candidates.append(estimate_plan(model, workload, plan, hardware))
+    if not candidates:
+        reasons = {r.code: r.reason for r in reversed(rejected)}
+        listed = " ".join(f"[{code}] {reason}" for code, reason in sorted(reasons.items()))
+        raise AutotuneError(
+            f"No legal configuration of {model.name} on {hardware.describe()}: {listed}"
+        )
+    candidates.sort(key=lambda e: (_ORDER[e.verdict], -e.time.tokens_per_s, e.plan.id))
+    if candidates[0].verdict is Verdict.OOM:
+        raise NothingFitsError(_nothing_fits(model, hardware, candidates))
+    return Ranking(
+        candidates=tuple(candidates),
+        rejected=tuple(rejected),
+        space_size=len(plans),
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+def _with_batches(
+    layout: Plan, workload: Workload, micro_batches: Sequence[int] | None
+) -> list[Plan]:
+    per_rank, rest = divmod(workload.global_batch_size, layout.data_parallel_size)
+    if rest or not per_rank:
+        return [layout]  # the rule on the global batch refuses it
+    if micro_batches is None:
+        sizes = [2**power for power in range(per_rank.bit_length()) if per_rank % 2**power == 0]
+        sizes += [per_rank] if per_rank not in sizes else []
+    else:
+        sizes = [size for size in micro_batches if per_rank % size == 0]
+        if not sizes:
+            # Kept as they are, so that the rule names the sizes that would do.
+            return [_batch(layout, micro_batches[0], 1)]
+    return [_batch(layout, size, per_rank // size) for size in sizes]
+
+
+def _batch(layout: Plan, micro_batch_size: int, grad_accum_steps: int) -> Plan:
+    values = layout.to_dict() | {
+        "micro_batch_size": micro_batch_size,
+        "grad_accum_steps": grad_accum_steps,
+    }
+    return Plan.from_dict(values)
+
+
+def _nothing_fits(model: ModelSpec, hardware: HardwareSpec, candidates: list[Estimate]) -> str:
+    closest = max(
+        candidates, key=lambda e: (e.fit_probability, -e.memory.total_bytes, e.time.tokens_per_s)
+    )
+    misses = []
+    need, have = closest.memory.total_bytes, hardware.gpu.memory_bytes
+    if need > have:
+        misses.append(
+            f"needs {format_bytes(need)} of {format_bytes(have)} on each device, "
+            f"{format_bytes(need - have)} too much"
+        )
+    host, host_have = closest.memory.host_bytes * hardware.gpus_per_node, hardware.host_memory_bytes
+    if host > host_have:
+        misses.append(
+            f"needs {format_bytes(host)} of {format_bytes(host_have)} host memory on each node, "
+            f"{format_bytes(host - host_have)} too much"
+        )
+    return (
+        f"{model.name} fits {hardware.describe()} under no strategy. Closest: "
+        f"{closest.plan.describe()}, which {' and '.join(misses)}. Use more GPUs or larger ones, "
+        "a shorter --seq-len, or --adapter lora."
+    )

@@ -1,0 +1,284 @@
+"""Which plans are legal: one small function a rule, each with a stable code (docs/rules.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autotune.plan import Engine, Plan
+from autotune.spec.hardware import HardwareSpec
+from autotune.spec.model import ModelSpec
+from autotune.spec.strategy import Strategy
+from autotune.spec.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Violation:
+    """A rule a plan breaks."""
+
+    code: str
+    message: str
+    """What was given and what is allowed."""
+    hint: str
+    """What to do."""
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message} {self.hint}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Case:
+    plan: Plan
+    model: ModelSpec
+    workload: Workload
+    hardware: HardwareSpec
+
+
+def check_plan(
+    plan: Plan, model: ModelSpec, workload: Workload, hardware: HardwareSpec
+) -> list[Violation]:
+    """Return every rule the plan breaks; an empty list means it may run."""
+    case = _Case(plan=plan, model=model, workload=workload, hardware=hardware)
+    found = ((code, rule(case)) for code, rule in RULES.items())
+    return [
+        Violation(code=code, message=broken[0], hint=broken[1]) for code, broken in found if broken
+    ]
+
+
+def check_strategy(strategy: Strategy, workload: Workload, cp: int) -> list[Violation]:
+    """Return what a strategy's own file says it does not support."""
+    found = []
+    if cp > 1 and not strategy.supports_sequence_parallel:
+        found.append(
+            Violation(
+                code="AT116",
+                message=f"Strategy {strategy.name} does not support sequence parallelism.",
+                hint="Use cp=1 or another strategy.",
+            )
+        )
+    if workload.adapter is not None and not strategy.supports_lora:
+        found.append(
+            Violation(
+                code="AT117",
+                message=f"Strategy {strategy.name} does not support LoRA.",
+                hint="Train all parameters or use another strategy.",
+            )
+        )
+    return found
+
+
+def nearest_multiples(value: int, divisor: int) -> str:
+    """Return the multiples of `divisor` around `value`, as words."""
+    below = value - value % divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)
+
+
+_Broken = tuple[str, str] | None
+"""Message and hint, or None when the rule holds."""
+
+
+def _cp_divides_ranks(case: _Case) -> _Broken:
+    ranks, cp = case.hardware.num_gpus, case.plan.cp
+    if ranks % cp == 0:
+        return None
+    legal = ", ".join(str(d) for d in range(1, ranks + 1) if ranks % d == 0)
+    return (
+        f"Sequence-parallel degree {cp} does not divide {ranks} GPUs.",
+        f"Degrees that do: {legal}.",
+    )
+
+
+def _world_size(case: _Case) -> _Broken:
+    plan, ranks = case.plan, case.hardware.num_gpus
+    if plan.world_size == ranks or ranks % plan.cp:
+        return None
+    mesh = f"{plan.dp_replicate} x {plan.dp_shard} x {plan.cp} x {plan.tp}"
+    return (
+        f"The mesh dp_replicate x dp_shard x cp x tp = {mesh} makes {plan.world_size} ranks, "
+        f"the hardware has {ranks}.",
+        "Choose degrees whose product is the number of GPUs.",
+    )
+
+
+def _batch_divides(case: _Case) -> _Broken:
+    batch, dp = case.workload.global_batch_size, case.plan.data_parallel_size
+    if batch % dp == 0:
+        return None
+    return (
+        f"A global batch of {batch} sequences does not divide over {dp} data-parallel ranks.",
+        f"Nearest that do: {nearest_multiples(batch, dp)}.",
+    )
+
+
+def _batch_is_exact(case: _Case) -> _Broken:
+    plan, batch = case.plan, case.workload.global_batch_size
+    if plan.global_batch_size == batch or batch % plan.data_parallel_size:
+        return None
+    return (
+        f"micro_batch_size {plan.micro_batch_size} x {plan.data_parallel_size} data-parallel ranks "
+        f"x grad_accum_steps {plan.grad_accum_steps} = {plan.global_batch_size} sequences, the "
+        f"global batch is {batch}.",
+        f"micro_batch_size x grad_accum_steps must be {batch // plan.data_parallel_size}.",
+    )
+
+
+def _cp_divides_sequence(case: _Case) -> _Broken:
+    length, cp = case.workload.seq_len, case.plan.cp
+    if length % cp == 0:
+        return None
+    return (
+        f"A sequence of {length} tokens does not divide over {cp} sequence-parallel ranks.",
+        f"Nearest that do: {nearest_multiples(length, cp)}.",
+    )
+
+
+def _cp_divides_heads(case: _Case) -> _Broken:
+    heads, kv_heads, cp = case.model.num_heads, case.model.num_kv_heads, case.plan.cp
+    if heads % cp == 0 and kv_heads % cp == 0:
+        return None
+    legal = ", ".join(
+        str(d) for d in range(1, kv_heads + 1) if heads % d == 0 and kv_heads % d == 0
+    )
+    return (
+        f"Sequence parallelism splits the heads: {heads} attention and {kv_heads} key-value heads "
+        f"do not divide by {cp}.",
+        f"Degrees that do: {legal}.",
+    )
+
+
+def _hybrid_needs_both(case: _Case) -> _Broken:
+    plan = case.plan
+    if plan.engine is not Engine.FSDP2 or plan.dp_replicate == 1 or plan.dp_shard > 1:
+        return None
+    return (
+        "Hybrid sharding needs at least 2 copies of at least 2 shards, so 4 data-parallel ranks; "
+        f"this is dp_replicate {plan.dp_replicate}, dp_shard {plan.dp_shard}.",
+        "Use fsdp2 or ddp on fewer ranks.",
+    )
+
+
+def _fsdp_shards(case: _Case) -> _Broken:
+    plan = case.plan
+    if plan.engine is not Engine.FSDP2 or plan.shard_size > 1 or plan.world_size == 1:
+        return None
+    return (
+        f"FSDP2 with dp_shard x cp = 1 on {plan.world_size} ranks shards nothing.",
+        "Use ddp, or dp_shard above 1.",
+    )
+
+
+def _zero_stage(case: _Case) -> _Broken:
+    plan = case.plan
+    if plan.engine is Engine.DEEPSPEED:
+        if plan.zero_stage in (1, 2, 3):
+            return None
+        return (f"DeepSpeed has no ZeRO stage {plan.zero_stage} here.", "Use stage 1, 2 or 3.")
+    if plan.zero_stage == 0:
+        return None
+    return (
+        f"zero_stage {plan.zero_stage} belongs to DeepSpeed, the engine is {plan.engine}.",
+        "Use zero_stage 0 or the engine deepspeed.",
+    )
+
+
+def _offload_fits_engine(case: _Case) -> _Broken:
+    plan = case.plan
+    if plan.engine is Engine.DEEPSPEED and plan.offload_params and plan.zero_stage != 3:
+        return (
+            f"DeepSpeed moves parameters to the host on ZeRO-3 alone, not on stage "
+            f"{plan.zero_stage}.",
+            "Use zero_stage 3 or offload_optimizer without offload_params.",
+        )
+    if plan.engine is Engine.FSDP2 and plan.offload_params != plan.offload_optimizer:
+        return (
+            "FSDP2 moves parameters, gradients and optimizer to the host together.",
+            "Set offload_params and offload_optimizer alike.",
+        )
+    return None
+
+
+def _ddp_replicates(case: _Case) -> _Broken:
+    plan = case.plan
+    if plan.engine is not Engine.DDP:
+        return None
+    if plan.dp_shard == 1 and not plan.offload_optimizer and not plan.offload_params:
+        return None
+    return (
+        "DDP keeps all model states on every rank: it neither shards nor offloads.",
+        "Use dp_shard 1 without offload, or another strategy.",
+    )
+
+
+def _deepspeed_shards_over_all(case: _Case) -> _Broken:
+    plan = case.plan
+    if plan.engine is not Engine.DEEPSPEED or plan.dp_replicate == 1:
+        return None
+    return (
+        f"DeepSpeed shards over all data-parallel ranks; dp_replicate {plan.dp_replicate} has no "
+        "meaning there.",
+        "Use dp_replicate 1, or hsdp.",
+    )
+
+
+def _lora_targets_exist(case: _Case) -> _Broken:
+    adapter = case.workload.adapter
+    if adapter is None:
+        return None
+    known = case.model.linears
+    unknown = [name for name in adapter.target_modules if name not in known]
+    if adapter.target_modules and not unknown:
+        return None
+    given = ", ".join(unknown) if unknown else "none"
+    return (
+        f"LoRA target modules that {case.model.name} does not have: {given}.",
+        f"Projections of a layer: {', '.join(known)}.",
+    )
+
+
+def _lora_rank_is_low(case: _Case) -> _Broken:
+    adapter = case.workload.adapter
+    if adapter is None:
+        return None
+    shapes = [s for name, s in case.model.linears.items() if name in adapter.target_modules]
+    smallest = min((min(shape) for shape in shapes), default=adapter.r)
+    if adapter.r <= smallest:
+        return None
+    return (
+        f"LoRA rank {adapter.r} is above the smallest side of a target projection, {smallest}.",
+        f"Use r of {smallest} or less.",
+    )
+
+
+def _no_tensor_parallel(case: _Case) -> _Broken:
+    if case.plan.tp == 1:
+        return None
+    return (
+        f"Tensor parallelism (tp {case.plan.tp}) is not supported.",
+        "Use tp 1; cp shortens sequences a rank.",
+    )
+
+
+RULES: dict[str, Callable[[_Case], _Broken]] = {
+    "AT102": _cp_divides_ranks,
+    "AT103": _batch_divides,
+    "AT104": _batch_is_exact,
+    "AT105": _cp_divides_sequence,
+    "AT106": _cp_divides_heads,
+    "AT107": _hybrid_needs_both,
+    "AT108": _fsdp_shards,
+    "AT109": _zero_stage,
+    "AT110": _offload_fits_engine,
+    "AT111": _ddp_replicates,
+    "AT112": _deepspeed_shards_over_all,
+    "AT113": _lora_targets_exist,
+    "AT114": _lora_rank_is_low,
+    "AT115": _no_tensor_parallel,
+    # Last, because where another rule is broken too, that one says why.
+    "AT101": _world_size,
+}
+_STRATEGY_RULES = ("AT116", "AT117")
+
+
+def rule_codes() -> list[str]:
+    """Return every code a `Violation` can carry."""
+    return sorted([*RULES, *_STRATEGY_RULES])
