@@ -33,9 +33,9 @@ _OTHER_ZERO_ALGORITHMS = (
     "zero_quantized_nontrainable_weights", "elastic_checkpoint", "legacy_stage1",
 )  # fmt: skip
 
-# What a trial fixes so that two strategies differ by their names alone.
+# What a run fixes so that two strategies differ by their names alone. overlap_comm is not here:
+# it follows from the device, and files rightly carry either value.
 _FIXED_ZERO: dict[str, object] = {
-    "overlap_comm": True,
     "contiguous_gradients": True,
     "reduce_scatter": True,
     "round_robin_gradients": False,

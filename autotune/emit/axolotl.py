@@ -193,12 +193,12 @@ def _header(model: ModelSpec, plan: Plan, autotune: AutotuneBlock | None, file_n
     lines = [
         f"{model.name} on {plan.world_size} ranks, {plan.describe()}{figure}.",
         f"Train: autotune train {file_name}",
-        "An Axolotl configuration; the block `autotune` at the end is information only.",
+        "An Axolotl configuration; Axolotl ignores the block `autotune` at the end.",
     ]
     if plan.cp > 1:
         lines.append(
             f"context_parallel_size {plan.cp} runs as Ulysses sequence parallelism here; Axolotl "
-            "runs ring attention."
+            "runs ring attention and, with sample_packing, takes micro_batch_size 1 alone."
         )
     return "".join(f"# {' '.join(line.split())}\n" for line in lines)
 

@@ -145,5 +145,5 @@ def test_one_bucket_size(load, sizes, bucket, warned):
 
 
 def test_settings_the_tool_fixes_are_named(load):
-    (warning,) = load(zero(2, overlap_comm=False)).warnings
-    assert "overlap_comm" in warning
+    (warning,) = load(zero(2, round_robin_gradients=True)).warnings
+    assert "round_robin_gradients" in warning
