@@ -147,18 +147,10 @@ def _deepspeed_masters(optimizer: Any) -> list[torch.Tensor]:
 
 
 def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict[str, Any]:
-    layers = [m for m in model.modules() if type(m).__name__ in (getattr(model, "_no_split_modules", None) or ())]
-    wrapped = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    if plan.recompute is Recompute.FULL:
-        layers = [m for m in model.modules() if type(m).__name__ == "CheckpointWrapper"]
-        _expect("recomputed layers", model.config.num_hidden_layers, len(layers))
-    unwrapped = [m for m in layers if not isinstance(m, FSDPModule)]
-    _expect("layers left unwrapped", 0, len(unwrapped))
-    if len(wrapped) < model.config.num_hidden_layers + 1:
-        raise InvalidRunError(
-            f"asked for every layer as its own FSDP unit, but {len(wrapped)} units were made "
-            f"for {model.config.num_hidden_layers} layers"
-        )
+    units = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    layers = _decoder_layers(model, plan)
+    _expect("decoder layers", _text_config(model).num_hidden_layers, len(layers))
+    _expect("layers left unwrapped", 0, sum(not isinstance(m, FSDPModule) for m in layers))
     placements: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
@@ -183,7 +175,20 @@ def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict
     }
     if plan.shard_size > 1:
         _expect("reshard after forward", {plan.reshard_after_forward}, reshard)
-    return {"placements": dict(placements), "fsdp_units": len(wrapped)}
+    return {"placements": dict(placements), "fsdp_units": len(units)}
+
+
+def _decoder_layers(model: torch.nn.Module, plan: Plan) -> list[torch.nn.Module]:
+    """Return the modules that must each be an FSDP unit; `fully_shard` renames their classes."""
+    if plan.recompute is Recompute.FULL:
+        wanted = {"CheckpointWrapper"}
+    else:
+        wanted = set(getattr(model, "_no_split_modules", None) or ())
+    return [m for m in model.modules() if type(m).__name__.removeprefix("FSDP") in wanted]
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config()
 
 
 def _check_ddp(model: torch.nn.Module) -> dict[str, Any]:

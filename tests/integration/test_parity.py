@@ -1,0 +1,132 @@
+"""Every strategy trains the same model: loss and gradient norm against one process, in fp32.
+
+20 steps from one saved state: loss to 1e-5 absolute, gradient norm before clipping to 1e-4 relative,
+at every step. SGD at lr 0.1 without clipping, because AdamW and clipping both hide a gradient of
+the wrong scale; AdamW too, because its state is what ZeRO shards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune.spec.workload import Workload
+from tests.integration.ranks import logged, make_plan, run_well, training_request
+
+pytestmark = pytest.mark.integration
+
+STEPS = 20
+GLOBAL_BATCH = 8
+OPTIMIZERS = {
+    "sgd": {"learning_rate": 0.1, "max_grad_norm": 0.0},
+    "adamw": {"learning_rate": 1e-3, "max_grad_norm": 1.0},
+}
+# (strategy, ranks, sequence-parallel degree, micro batch, recompute)
+CASES = [
+    ("ddp", 2, 1, 2, False),
+    ("ddp", 2, 1, 4, False),
+    ("zero1", 2, 1, 2, False),
+    ("zero2", 2, 1, 2, False),
+    ("zero3", 2, 1, 2, False),
+    ("zero2_offload_optimizer", 2, 1, 2, False),
+    ("zero3_offload_params", 2, 1, 2, False),
+    ("fsdp2", 2, 1, 2, False),
+    ("fsdp2_no_reshard", 2, 1, 1, False),
+    ("fsdp2_offload", 2, 1, 2, False),
+    ("hsdp", 4, 1, 1, False),
+    ("ddp", 2, 2, 4, False),
+    ("zero1", 2, 2, 4, False),
+    ("zero2", 2, 2, 4, False),
+    ("zero3", 2, 2, 4, False),
+    ("fsdp2", 2, 2, 4, False),
+    ("zero2", 4, 2, 2, False),
+    ("zero3", 4, 2, 2, False),
+    ("fsdp2", 4, 2, 2, False),
+    ("zero3", 2, 1, 4, True),
+    ("fsdp2", 2, 2, 4, True),
+]
+QUICK = {
+    ("sgd", True): CASES,
+    ("adamw", True): [c for c in CASES if c[1] == 2 and c[2] == 1 and not c[4]],
+    ("sgd", False): [("zero2", 2, 2, 4, False), ("fsdp2", 2, 1, 2, False)],
+}
+
+
+def _runs() -> list[object]:
+    rows = []
+    for optimizer in OPTIMIZERS:
+        for packing in (True, False):
+            for case in CASES:
+                strategy, world, cp, micro, recompute = case
+                name = f"{optimizer}-{'packed' if packing else 'plain'}-{strategy}-{world}r-cp{cp}-mbs{micro}"
+                quick = case in QUICK.get((optimizer, packing), [])
+                marks = [] if quick else [pytest.mark.slow]
+                rows.append(
+                    pytest.param(
+                        optimizer, packing, *case, id=name + "-rc" * recompute, marks=marks
+                    )
+                )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory, corpus, initial_state):
+    """Loss and gradient norm of one process, by (optimizer, packing); run when first asked for."""
+    known: dict[tuple[str, bool], tuple[list[float], list[float]]] = {}
+
+    def get(optimizer: str, packing: bool) -> tuple[list[float], list[float]]:
+        if (optimizer, packing) not in known:
+            folder = tmp_path_factory.mktemp("reference")
+            plan = make_plan("ddp", 1, micro_batch_size=GLOBAL_BATCH, grad_accum_steps=1)
+            known[optimizer, packing] = _train(plan, folder, corpus, initial_state, optimizer, packing)
+        return known[optimizer, packing]
+
+    return get
+
+
+def _train(plan, folder: Path, corpus: Path, weights: Path, optimizer: str, packing: bool):
+    workload = Workload(
+        seq_len=64,
+        global_batch_size=GLOBAL_BATCH,
+        precision="fp32",
+        packing=packing,
+        optimizer=optimizer,
+    )
+    request = training_request(
+        plan,
+        folder,
+        data=corpus,
+        workload=workload,
+        weights=weights,
+        max_steps=STEPS,
+        **OPTIMIZERS[optimizer],
+    )
+    run_well(request)
+    return logged(folder, "loss"), logged(folder, "grad_norm")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "packing", "strategy", "world", "cp", "micro", "recompute"), _runs()
+)
+def test_parity(
+    optimizer, packing, strategy, world, cp, micro, recompute,
+    reference, tmp_path, corpus, initial_state,
+):  # fmt: skip
+    plan = make_plan(
+        strategy,
+        world,
+        cp=cp,
+        micro_batch_size=micro,
+        grad_accum_steps=GLOBAL_BATCH // (world // cp * micro),
+        recompute=recompute,
+    )
+    want_loss, want_norm = reference(optimizer, packing)
+    loss, norm = _train(plan, tmp_path, corpus, initial_state, optimizer, packing)
+    assert len(loss) == len(want_loss) == STEPS
+    worst_loss = max(abs(a - b) for a, b in zip(loss, want_loss, strict=True))
+    worst_norm = max(abs(a / b - 1) for a, b in zip(norm, want_norm, strict=True))
+    print(f"worst loss difference {worst_loss:.1e}, worst relative norm difference {worst_norm:.1e}")
+    assert worst_loss <= 1e-5
+    assert worst_norm <= 1e-4
+    assert want_loss[-1] < want_loss[0] - 0.05, "the reference must learn, or nothing is compared"
