@@ -68,6 +68,7 @@ def main(out: str) -> None:
         (1, False, True),
         (2, False, True),
         (3, False, True),
+        (1, True, True),
         (2, True, True),
         (3, True, True),
         (2, False, False),

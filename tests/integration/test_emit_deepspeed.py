@@ -95,7 +95,8 @@ def test_gradients_are_reduced_and_accumulated_in_fp32(tmp_path):
     assert out.exists(), done.stderr[-3000:]
     results = json.loads(out.read_text())
     without = results.pop("zero2_without")
-    assert sorted(results) == ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+    stages = ("zero1", "zero2", "zero3")
+    assert set(results) == {*stages, *(f"{stage}_offload" for stage in stages)}
     assert all(result == {"accumulated": -128.5, "reduced": -64.25} for result in results.values())
     # DeepSpeed's own defaults lose the last bit: the test can tell.
     assert without == {"accumulated": -128.0, "reduced": -64.0}
