@@ -234,10 +234,10 @@ def _communication(
     total = model.num_parameters + added
     trainable = added or total
     layers = model.num_layers
-    shards, stride = plan.shard_size, 1
+    shards = plan.shard_size
 
     def gather(num_bytes: float, calls: int) -> float:
-        return collective_s(num_bytes, shards, stride, hardware, calls)
+        return collective_s(num_bytes, shards, 1, hardware, calls)
 
     blocking = _sequence_exchange(model, workload, plan, hardware)
     match plan.engine:
@@ -282,8 +282,8 @@ def collective_s(
 ) -> float:
     """Seconds of ring all-gathers or reduce-scatters that move `num_bytes` in `calls` parts.
 
-    ``alpha + S * (n - 1) / (n * bandwidth)`` for each. A ring over nodes enters a node once for each
-    of its members there, so it has that many network cards.
+    ``alpha + S * (n - 1) / (n * bandwidth)`` for each. A ring over nodes enters a node once for
+    each of its members there, so it has that many network cards.
 
     Args:
         num_bytes: Size of the whole (unsharded) data.

@@ -91,9 +91,9 @@ def model_states(
         case Engine.DEEPSPEED if plan.zero_stage == 3:
             return _zero3(sizes, model, plan)
         case Engine.DEEPSPEED:
-            return _zero12(sizes, model, plan)
+            return _zero12(sizes, model, plan, hardware)
         case Engine.FSDP2:
-            return _fsdp2(sizes, model, plan, hardware)
+            return _fsdp2(sizes, plan, hardware)
 
 
 def _sizes(model: ModelSpec, workload: Workload, plan: Plan) -> _Sizes:
@@ -153,7 +153,7 @@ def _ddp(
     )
 
 
-def _zero12(s: _Sizes, model: ModelSpec, plan: Plan) -> ModelStates:
+def _zero12(s: _Sizes, model: ModelSpec, plan: Plan, hardware: HardwareSpec) -> ModelStates:
     bucket = _bucket_elements(model, plan)
     shard = s.per_shard(FP32 * s.trainable)
     # Stage 1 accumulates whole fp32 gradients (param.grad_accum), stage 2 its own partition.
@@ -172,7 +172,8 @@ def _zero12(s: _Sizes, model: ModelSpec, plan: Plan) -> ModelStates:
         gathered_forward=0,
         gathered_backward=0,
         gathered_end=0,
-        buckets=2 * FP32 * bucket,  # overlap_comm keeps two
+        # overlap_comm, which needs a CUDA stream, fills one while the other is reduced.
+        buckets=FP32 * bucket * (1 if hardware.gpu.is_cpu else 2),
         head_gradient_work=(s.width + FP32) * s.head_trainable,
         layer_gradient_work=max(s.width * min(s.layer_trainable, bucket), large),
         end_gradient_work=(s.width + FP32) * s.head_trainable,
@@ -215,7 +216,7 @@ def _zero3(s: _Sizes, model: ModelSpec, plan: Plan) -> ModelStates:
     )
 
 
-def _fsdp2(s: _Sizes, model: ModelSpec, plan: Plan, hardware: HardwareSpec) -> ModelStates:
+def _fsdp2(s: _Sizes, plan: Plan, hardware: HardwareSpec) -> ModelStates:
     parameters = s.per_shard(FP32 * s.total)
     gradients = s.per_shard(FP32 * s.trainable)
     optimizer = s.per_shard(s.adam * s.trainable)

@@ -20,10 +20,10 @@ CPU = "cpu"
 _NVLINK_HOP_S = 3.4e-6
 _NETWORK_HOP_S = 9.6e-6
 
-# Rough orders of magnitude for one core of a current x86 server (AVX2/AVX-512 under PyTorch), not
-# measurements of this machine: they rank CPU trials, nobody plans a purchase with them. bf16 is
-# slower than fp32 where the core has no bf16 instructions.
-_CPU_CORE_FLOPS = {Precision.FP32: 40e9, Precision.BF16: 20e9}
+# Rough: one core of an Intel Xeon with AVX-512, PyTorch 2.13, a product of 1024-wide matrices and a
+# large copy, measured once; the loopback link is an assumption. They rank trials on CPU ranks, and
+# stand for no particular machine.
+_CPU_CORE_FLOPS = {Precision.FP32: 120e9, Precision.BF16: 75e9}
 _CPU_MEMORY_BYTES_PER_S = 10e9
 _CPU_LINK_BYTES_PER_S = 1e9
 _CPU_HOP_S = 100e-6
@@ -208,7 +208,7 @@ def _cpu_hardware(num_ranks: int, memory_limit_bytes: int | None) -> HardwareSpe
         hbm_bytes_per_s=_CPU_MEMORY_BYTES_PER_S / num_ranks,
         peak_flops={key: value * cores for key, value in _CPU_CORE_FLOPS.items()},
         host_link=Link(alpha_s=0.0, bytes_per_s=_CPU_MEMORY_BYTES_PER_S / num_ranks),
-        source="rough rates of an x86 core, not measured here; memory from /proc/meminfo",
+        source="rough rates of one x86 core, not of this machine; memory from /proc/meminfo",
     )
     hardware = HardwareSpec(
         gpu=gpu,

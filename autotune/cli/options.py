@@ -1,0 +1,119 @@
+"""Flags that several verbs share, their defaults and their checks."""
+
+from __future__ import annotations
+
+import argparse
+
+from autotune.spec.workload import Lora, Precision, Workload
+from autotune.units import parse_bytes
+
+_DEFAULTS = Workload()
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number above 0; argparse turns the error into its message."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def comma_list(text: str) -> list[str]:
+    """Read ``a,b,c``."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="a catalogue name (qwen3-8b), a folder with a config.json, or a config.json",
+    )
+
+
+def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags `workload_from` reads."""
+    group = parser.add_argument_group("workload, held alike over all configurations")
+    group.add_argument(
+        "--seq-len",
+        type=positive_int,
+        default=_DEFAULTS.seq_len,
+        metavar="TOKENS",
+        help="tokens a sequence (default: %(default)s)",
+    )
+    group.add_argument(
+        "--global-batch-size",
+        type=positive_int,
+        default=_DEFAULTS.global_batch_size,
+        metavar="N",
+        help="sequences an optimizer step, over all GPUs (default: %(default)s)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=[str(p) for p in Precision],
+        default=str(_DEFAULTS.precision),
+        help="bf16 compute over fp32 master weights, or fp32 throughout (default: %(default)s)",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=["adamw", "sgd"],
+        default=_DEFAULTS.optimizer,
+        help="default: %(default)s",
+    )
+    group.add_argument(
+        "--packing",
+        action=argparse.BooleanOptionalAction,
+        default=_DEFAULTS.packing,
+        help="several documents in one sequence, attention inside each (default: on)",
+    )
+    group.add_argument(
+        "--adapter", choices=["lora"], help="train a LoRA adapter instead of all parameters"
+    )
+    group.add_argument(
+        "--lora-r",
+        type=positive_int,
+        default=Lora().r,
+        metavar="R",
+        help="rank of the adapter (default: %(default)s)",
+    )
+
+
+def workload_from(args: argparse.Namespace) -> Workload:
+    """Build the workload the flags state."""
+    return Workload(
+        seq_len=args.seq_len,
+        global_batch_size=args.global_batch_size,
+        precision=Precision(args.precision),
+        optimizer=args.optimizer,
+        packing=args.packing,
+        adapter=Lora(r=args.lora_r) if args.adapter else None,
+    )
+
+
+def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--gpus``, ``--gpu-type`` and ``--memory-limit``."""
+    group = parser.add_argument_group("hardware")
+    group.add_argument(
+        "--gpus", type=positive_int, required=True, metavar="N", help="number of GPUs (ranks)"
+    )
+    group.add_argument(
+        "--gpu-type",
+        metavar="TYPE",
+        help="h100-sxm, h200-sxm, a100-80gb, a100-40gb or cpu (default: the GPUs of this machine); "
+        "more than 8 are nodes of 8",
+    )
+    group.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="memory a GPU may use, such as 600MiB or 40GiB (default: all of it)",
+    )
+
+
+def memory_limit_from(args: argparse.Namespace) -> int | None:
+    """Read ``--memory-limit`` as bytes."""
+    return parse_bytes(args.memory_limit) if args.memory_limit else None

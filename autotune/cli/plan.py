@@ -1,0 +1,133 @@
+"""`autotune plan`: rank configurations by prediction."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from autotune.cli.options import (
+    add_hardware_arguments,
+    add_model_argument,
+    add_workload_arguments,
+    comma_list,
+    memory_limit_from,
+    workload_from,
+)
+
+if TYPE_CHECKING:
+    from autotune.planner import Ranking
+    from autotune.spec.hardware import HardwareSpec
+    from autotune.spec.model import ModelSpec
+    from autotune.spec.workload import Workload
+
+_DEFAULT_TOP = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the verb takes."""
+    add_model_argument(parser)
+    add_hardware_arguments(parser)
+    add_workload_arguments(parser)
+    parser.add_argument(
+        "--strategies",
+        type=comma_list,
+        metavar="A,B",
+        help="names or YAML files (default: all that ship)",
+    )
+    parser.add_argument(
+        "--top",
+        type=int,
+        metavar="N",
+        help=f"configurations shown (default: {_DEFAULT_TOP}; with --json all)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on stdout instead of tables"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the ranking."""
+    from autotune.planner import rank_plans
+    from autotune.spec.hardware import detect_hardware, load_hardware
+    from autotune.spec.model import load_model
+    from autotune.spec.strategy import load_strategies
+
+    limit = memory_limit_from(args)
+    model = load_model(args.model)
+    hardware = (
+        load_hardware(args.gpu_type, args.gpus, limit)
+        if args.gpu_type
+        else detect_hardware(args.gpus, "cuda", limit)
+    )
+    workload = workload_from(args)
+    ranking = rank_plans(model, workload, hardware, load_strategies(args.strategies))
+    if args.json:
+        document = _document(model, workload, hardware, ranking, args.top)
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    else:
+        _print(model, workload, hardware, ranking, args.top or _DEFAULT_TOP)
+    return 0
+
+
+def _document(
+    model: ModelSpec,
+    workload: Workload,
+    hardware: HardwareSpec,
+    ranking: Ranking,
+    top: int | None,
+) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "hardware": {
+            "gpu": hardware.gpu.name,
+            "num_gpus": hardware.num_gpus,
+            "gpus_per_node": hardware.gpus_per_node,
+            "num_nodes": hardware.num_nodes,
+            "memory_bytes": hardware.gpu.memory_bytes,
+            "source": hardware.gpu.source,
+        },
+        "workload": workload.model_dump(mode="json"),
+        "candidates": [estimate.to_dict(model) for estimate in ranking.candidates[:top]],
+        "rejected": [
+            {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
+        ],
+        "space_size": ranking.space_size,
+        "elapsed_s": ranking.elapsed_s,
+    }
+
+
+def _print(
+    model: ModelSpec, workload: Workload, hardware: HardwareSpec, ranking: Ranking, top: int
+) -> None:
+    from rich.console import Console
+
+    from autotune.cli.tables import candidates_table, components_table, describe_workload
+
+    console = Console()
+    console.print(
+        f"[bold]{model.name}[/] ({model.num_parameters / 1e9:.3g} billion parameters) on "
+        f"{hardware.describe()}: {describe_workload(workload)}",
+        highlight=False,
+    )
+    shown = ranking.candidates[:top]
+    console.print(candidates_table(shown, hardware, wide=console.width >= 100))
+    console.print(components_table(shown[: 3 if console.width < 100 else 5]))
+    verdicts = Counter(str(estimate.verdict) for estimate in ranking.candidates)
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items()))
+    console.print(
+        f"{ranking.space_size} configurations in {ranking.elapsed_s:.2f} s: {counts}, "
+        f"{len(ranking.rejected)} refused by a rule.",
+        highlight=False,
+    )
+    by_code = Counter(rejected.code for rejected in ranking.rejected)
+    reasons = {rejected.code: rejected.reason for rejected in reversed(ranking.rejected)}
+    for code, count in sorted(by_code.items()):
+        console.print(f"  {code} x {count}: {reasons[code]}", highlight=False, markup=False)
+    console.print(
+        "Predicted, not measured: times rank, and memory carries an assumed error of "
+        f"{shown[0].memory.relative_sigma:.0%}. 'autotune search' measures.",
+        highlight=False,
+    )

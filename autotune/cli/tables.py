@@ -1,0 +1,105 @@
+"""Predictions as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from autotune.memory import MemoryEstimate, Verdict
+from autotune.planner import Estimate
+from autotune.spec.hardware import HardwareSpec
+from autotune.spec.workload import Workload
+from autotune.units import GIB, format_duration
+
+_STYLE = {Verdict.FITS: "green", Verdict.AT_RISK: "yellow", Verdict.OOM: "red"}
+
+
+def describe_workload(workload: Workload) -> str:
+    """Return the workload in one line, defaults included."""
+    words = [
+        f"sequence {workload.seq_len}",
+        f"global batch {workload.global_batch_size}",
+        workload.optimizer,
+        str(workload.precision),
+        "packed" if workload.packing else "not packed",
+    ]
+    if workload.adapter is not None:
+        words.append(f"LoRA r={workload.adapter.r}")
+    return ", ".join(words)
+
+
+def candidates_table(estimates: Sequence[Estimate], hardware: HardwareSpec, *, wide: bool) -> Table:
+    """Return one row a plan, best first; the narrow form keeps the answer and the fit."""
+    capacity = f"{hardware.gpu.memory_bytes / GIB:.1f}"
+    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("configuration", overflow="fold", ratio=1 if not wide else None)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column(f"GiB of {capacity}", justify="right", no_wrap=wide)
+    table.add_column("fits", no_wrap=True)
+    if wide:
+        table.add_column("step", justify="right", no_wrap=True)
+        table.add_column("MFU", justify="right", no_wrap=True)
+        table.add_column("90% interval, GiB", justify="right", no_wrap=True)
+        table.add_column("peak at", no_wrap=True)
+    for rank, estimate in enumerate(estimates, 1):
+        memory, time = estimate.memory, estimate.time
+        low, high = memory.interval_bytes
+        row = [
+            str(rank),
+            estimate.plan.describe(),
+            f"{time.tokens_per_s:,.0f}",
+            f"{memory.total_bytes / GIB:.2f}",
+            f"[{_STYLE[estimate.verdict]}]{estimate.fit_probability:.0%}[/]",
+        ]
+        if wide:
+            row += [
+                format_duration(time.step_s),
+                f"{time.mfu:.0%}",
+                f"{low / GIB:.1f} to {high / GIB:.1f}",
+                memory.peak_instant,
+            ]
+        table.add_row(*row)
+    return table
+
+
+def components_table(estimates: Sequence[Estimate]) -> Table:
+    """Return the memory of each plan's peak instant by component."""
+    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column("memory at the peak, GiB")
+    for rank in range(1, len(estimates) + 1):
+        table.add_column(f"#{rank}", justify="right", no_wrap=True)
+    names = dict.fromkeys(name for e in estimates for name in e.memory.components)
+    for name in names:
+        values = [e.memory.components.get(name, 0) for e in estimates]
+        if any(values):
+            table.add_row(name.replace("_", " "), *(f"{value / GIB:.2f}" for value in values))
+    table.add_row("total", *(f"{e.memory.total_bytes / GIB:.2f}" for e in estimates), style="bold")
+    if any(e.memory.host_bytes for e in estimates):
+        hosts = (f"{e.memory.host_bytes / GIB:.2f}" for e in estimates)
+        table.add_row("host memory a rank", *hosts)
+    return table
+
+
+def instants_table(memory: MemoryEstimate) -> Table:
+    """Return the memory at each instant of a step."""
+    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column("instant of a step")
+    table.add_column("GiB", justify="right")
+    for name, value in memory.instants.items():
+        style = "bold" if name == memory.peak_instant else None
+        table.add_row(name.replace("_", " "), f"{value / GIB:.2f}", style=style)
+    return table
+
+
+def time_table(estimate: Estimate) -> Table:
+    """Return the parts of one optimizer step."""
+    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column("time of a step")
+    table.add_column("", justify="right")
+    for name, value in estimate.time.components.items():
+        table.add_row(name.removesuffix("_s").replace("_", " "), format_duration(value))
+    table.add_row("step", format_duration(estimate.time.step_s), style="bold")
+    return table
