@@ -70,9 +70,16 @@ def _write(write: Callable[[Study, Path], None], study: Study, path: Path) -> No
 
 def _document(study: Study) -> dict[str, Any]:
     """Return the JSON of `autotune search`, with the trials from the records themselves."""
+    from autotune.report.answer import find_answer
+
+    best = study.summary.get("best")
+    winner = find_answer(study).winner
+    if best is None and winner is not None:  # killed before its first summary
+        measured = {key: value for key, value in winner.to_dict().items() if key != "plan"}
+        best = {"plan_id": winner.plan_id, "plan": winner.plan, "measured": measured}
     return {
         "study": study.name,
-        "best": study.summary.get("best"),
+        "best": best,
         "trials": [record.to_dict() for record in study.records],
         "stopped_because": study.summary.get("stopped_because", ""),
         "rejected": study.rejected,

@@ -216,7 +216,7 @@ def step_times_chart(study: Study) -> Chart | None:
                 "showlegend": False,
             }
         )
-    layout = _layout("difference from the configuration's median step (%)", "")
+    layout = _layout("from its own median (%)", "")
     layout["xaxis"]["zeroline"] = True
     layout["yaxis"] |= {"showgrid": False, "ticksuffix": " "}
     steps = sum(len(r.step_times_s) for r in ran)

@@ -125,9 +125,9 @@ class LiveProgress:
 
     def _render(self) -> Group:
         elapsed = format_duration(self._clock() - self._started_at)
-        trials = f"{self._num_ok} measured, {self._num_failed} failed"
         lines = [
-            ("search", ", ".join(filter(None, [trials, elapsed, self._time_left()]))),
+            ("time", ", ".join(filter(None, [elapsed, self._time_left()]))),
+            ("trials", f"{self._num_ok} measured, {self._num_failed} failed"),
             ("best", self._best_line()),
             ("now", self._now_line()),
         ]
@@ -135,7 +135,9 @@ class LiveProgress:
             Text.assemble((f"{key:<7}", "dim"), value, no_wrap=True, overflow="ellipsis")
             for key, value in lines
         ]
-        bar = ProgressBar(total=1.0, completed=self._share_done(), width=self._bar_width())
+        # A bar alone does not end its line; a grid's row does.
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=1.0, completed=self._share_done(), width=self._bar_width()))
         return Group(bar, *texts)
 
     def _bar_width(self) -> int:

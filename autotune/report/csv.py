@@ -21,8 +21,8 @@ def write_csv(study: Study, path: Path) -> None:
 
     `plan` becomes one `plan_<key>` column a key, where it stands in the record; the list columns
     `measured_accum_steps` and `step_times_s` are joined with ``;``. What was not measured is an
-    empty cell. Floats are written in the shortest form that reads back exactly
-    (`pandas.read_csv(..., float_precision="round_trip")`). The file appears whole or not at all.
+    empty cell. Floats are written in the shortest form that reads back exactly (before pandas 3
+    with ``float_precision="round_trip"``). The file appears whole or not at all.
     """
     plan_keys = _plan_keys(study.records)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -23,12 +23,14 @@
 
   const draw = () => {
     const css = getComputedStyle(root);
+    const narrow = document.body.clientWidth < 600;
     for (const [key, figure] of Object.entries(figures)) {
       const layout = {
         ...figure.layout,
-        height: figure.height,
+        // A narrow legend has one entry a line, above the plot.
+        height: figure.height + (narrow ? 18 * figure.data.filter((t) => t.showlegend !== false).length : 0),
         margin: { l: 8, r: 12, t: 8, b: 8 },
-        font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: "@fg" },
+        font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 13, color: "@fg" },
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",
         hoverlabel: { bgcolor: "@panel", bordercolor: "@line", font: { color: "@fg" }, align: "left" },
@@ -38,8 +40,10 @@
         yaxis: axis(figure.layout.yaxis),
       };
       Plotly.react("chart-" + key, themed(figure.data, css), themed(layout, css), {
-        responsive: true, displaylogo: false,
-        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+        responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",
+        // plotly's own bar has a button that uploads the chart.
+        showSendToCloud: false, plotlyServerURL: "",
+        modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
       });
     }
   };
