@@ -8,7 +8,7 @@ import pytest
 from autotune.errors import AutotuneError
 from autotune.runner.data.documents import load_documents, raw_text_of
 from autotune.runner.data.tokenizer import load_tokenizer
-from autotune.trial.protocol import DatasetSource
+from autotune.spec.training import DatasetSource
 
 pytestmark = pytest.mark.integration
 
@@ -164,6 +164,21 @@ def test_chat_finds_the_answers_in_any_template(tokenizer, write, name):
     assert [text for trained, text in runs(document, tokenizer) if trained] == expected
 
 
+def test_chat_trains_on_the_reasoning_a_template_writes(tokenizer, write):
+    tokenizer.chat_template = TEMPLATES["drops earlier reasoning"][0]
+    talk = [CHAT[1], {"role": "assistant", "content": "It is long.</think>Tell me."}]
+    (document,) = load(tokenizer, write("a.jsonl", [{"messages": talk}]), "chat_template")
+    assert [text for trained, text in runs(document, tokenizer) if trained] == [
+        "It is long.\n</think>\nTell me.<|im_end|>"
+    ]
+
+
+def test_an_empty_answer_trains_on_the_end_of_turn(tokenizer, write):
+    talk = [CHAT[1], {"role": "assistant", "content": ""}]
+    (document,) = load(tokenizer, write("a.jsonl", [{"messages": talk}]), "chat_template")
+    assert [text for trained, text in runs(document, tokenizer) if trained] == ["<|im_end|>"]
+
+
 def test_no_end_of_sequence_behind_a_user_s_message(tokenizer, write):
     tokenizer.chat_template = TEMPLATES["no stop at all"][0]
     (document,) = load(tokenizer, write("a.jsonl", [{"messages": CHAT[:4]}]), "chat_template")
@@ -298,3 +313,21 @@ def test_not_utf8_and_an_empty_folder(tokenizer, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AutotuneError, match="holds no data file"):
         load(tokenizer, str(tmp_path / "empty"))
+
+
+def test_another_name_is_a_hub_data_set(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, **options):
+        asked.append((path, options))
+        if path == "owner/gone":
+            raise ConnectionError("no network")
+        return datasets.Dataset.from_list([{"text": "Tell me."}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(raw_text_of([DatasetSource(path="owner/name", split="train[:9]")])) == ["Tell me."]
+    assert asked == [("owner/name", {"split": "train[:9]"})]
+    with pytest.raises(AutotuneError, match=r"'owner/gone' is no local file.*no network"):
+        list(raw_text_of([DatasetSource(path="owner/gone")]))
