@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,8 +176,8 @@ def rank_plans(
     by_name = {strategy.name: strategy for strategy in strategies}
     rejected, candidates = [], []
     for plan in plans:
-        broken = check_strategy(by_name[plan.strategy], workload, plan.cp)
-        broken += check_plan(plan, model, workload, hardware)
+        broken = check_plan(plan, model, workload, hardware)
+        broken += check_strategy(by_name[plan.strategy], workload, plan.cp)
         if broken:
             reason = f"{broken[0].message} {broken[0].hint}"
             rejected.append(Rejected(plan=plan, code=broken[0].code, reason=reason))
@@ -184,7 +185,8 @@ def rank_plans(
             candidates.append(estimate_plan(model, workload, plan, hardware))
     if not candidates:
         reasons = {r.code: r.reason for r in reversed(rejected)}
-        listed = " ".join(f"[{code}] {reason}" for code, reason in sorted(reasons.items()))
+        common = Counter(r.code for r in rejected).most_common(2)
+        listed = " ".join(f"[{code}] {reasons[code]}" for code, _ in common)
         raise AutotuneError(
             f"No legal configuration of {model.name} on {hardware.describe()}: {listed}"
         )

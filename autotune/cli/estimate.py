@@ -53,17 +53,16 @@ def run(args: argparse.Namespace) -> int:
 def _print(
     model: ModelSpec, workload: Workload, hardware: HardwareSpec, estimate: Estimate
 ) -> None:
-    from rich.console import Console
-
     from autotune.cli.tables import (
         candidates_table,
         components_table,
         describe_workload,
         instants_table,
+        make_console,
         time_table,
     )
 
-    console = Console()
+    console = make_console()
     console.print(
         f"[bold]{model.name}[/] on {hardware.describe()}: {describe_workload(workload)}",
         highlight=False,

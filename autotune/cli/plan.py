@@ -14,6 +14,7 @@ from autotune.cli.options import (
     add_workload_arguments,
     comma_list,
     memory_limit_from,
+    positive_int,
     workload_from,
 )
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--top",
-        type=int,
+        type=positive_int,
         metavar="N",
         help=f"configurations shown (default: {_DEFAULT_TOP}; with --json all)",
     )
@@ -102,13 +103,17 @@ def _document(
 def _print(
     model: ModelSpec, workload: Workload, hardware: HardwareSpec, ranking: Ranking, top: int
 ) -> None:
-    from rich.console import Console
+    from autotune.cli.tables import (
+        candidates_table,
+        components_table,
+        describe_workload,
+        format_count,
+        make_console,
+    )
 
-    from autotune.cli.tables import candidates_table, components_table, describe_workload
-
-    console = Console()
+    console = make_console()
     console.print(
-        f"[bold]{model.name}[/] ({model.num_parameters / 1e9:.3g} billion parameters) on "
+        f"[bold]{model.name}[/] ({format_count(model.num_parameters)} parameters) on "
         f"{hardware.describe()}: {describe_workload(workload)}",
         highlight=False,
     )

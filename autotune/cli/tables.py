@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from autotune.memory import MemoryEstimate, Verdict
@@ -14,6 +15,22 @@ from autotune.spec.workload import Workload
 from autotune.units import GIB, format_duration
 
 _STYLE = {Verdict.FITS: "green", Verdict.AT_RISK: "yellow", Verdict.OOM: "red"}
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`; rich would exit with 1."""
+        raise BrokenPipeError
+
+
+def make_console() -> Console:
+    """Return the console for stdout."""
+    return _Console()
+
+
+def format_count(count: int) -> str:
+    """Write a count of parameters as ``8.19 billion`` or ``4.2 million``."""
+    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
 
 
 def describe_workload(workload: Workload) -> str:
