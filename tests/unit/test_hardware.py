@@ -1,0 +1,116 @@
+import sys
+import types
+
+import pytest
+
+from autotune.errors import AutotuneError
+from autotune.spec.catalogue import read_catalogue
+from autotune.spec.hardware import detect_hardware, load_hardware
+from autotune.units import GIB, MIB
+
+
+@pytest.mark.parametrize("name", read_catalogue("gpus"))
+def test_catalogue_entry(name):
+    hardware = load_hardware(name, 8)
+    gpu = hardware.gpu
+    assert hardware.num_gpus == 8 and hardware.num_nodes == 1
+    assert gpu.source and gpu.memory_bytes > 30 * GIB
+    assert gpu.peak_flops["bf16"] > gpu.peak_flops["fp32"] > 1e12
+    # Order of the memory hierarchy: HBM over NVLink over PCIe over the network card's share.
+    rates = [gpu.hbm_bytes_per_s, hardware.intra_node.bytes_per_s, gpu.host_link.bytes_per_s]
+    assert rates == sorted(rates, reverse=True) and rates[-1] > hardware.inter_node.bytes_per_s
+
+
+def test_aliases_are_unique_and_found():
+    entries = read_catalogue("gpus")
+    names = [n for key, entry in entries.items() for n in (key, *entry["aliases"])]
+    assert len(names) == len(set(names))
+    assert load_hardware("H200", 1).gpu.name == "h200-sxm"
+
+
+def test_nodes_of_eight():
+    hardware = load_hardware("h100-sxm", 24)
+    assert (hardware.num_nodes, hardware.gpus_per_node) == (3, 8)
+    with pytest.raises(AutotuneError, match=r"12 GPUs .* Nearest: 8 or 16"):
+        load_hardware("h100-sxm", 12)
+
+
+def test_memory_limit_lowers_and_never_raises():
+    assert load_hardware("h100", 1, 10 * GIB).gpu.memory_bytes == 10 * GIB
+    assert load_hardware("h100", 1, 500 * GIB).gpu.memory_bytes < 80 * GIB
+
+
+def test_cpu_ranks_share_the_machine():
+    one, two = detect_hardware(1, "cpu"), detect_hardware(2, "cpu")
+    assert one.gpu.is_cpu and two.num_gpus == 2
+    assert two.gpu.memory_bytes == one.gpu.memory_bytes // 2
+    assert two.gpu.peak_flops["fp32"] == one.gpu.peak_flops["fp32"] / 2
+    assert detect_hardware(2, "cpu", 600 * MIB) == load_hardware("cpu", 2, 600 * MIB)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_gpus_asked_for(count):
+    with pytest.raises(AutotuneError, match="at least 1"):
+        load_hardware("h100", count)
+
+
+def test_unknown_type():
+    with pytest.raises(AutotuneError, match=r"'h1000'.*Nearest: h100.*Known: .*cpu"):
+        load_hardware("h1000", 8)
+
+
+class NvmlError(Exception):
+    pass
+
+
+def fake_nvml(names, memory=80 * GIB, broken=False):
+    def init():
+        if broken:
+            raise NvmlError("no driver")
+
+    return types.SimpleNamespace(
+        NVMLError=NvmlError,
+        nvmlInit=init,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: len(names),
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: names[handle],
+        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=memory),
+    )
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def test_detects_by_nvml(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([H100] * 4, memory=70 * GIB))
+    hardware = detect_hardware(2, "cuda")
+    assert hardware.gpu.name == "h100-sxm" and hardware.num_gpus == 2
+    assert hardware.gpu.memory_bytes == 70 * GIB
+
+
+@pytest.mark.parametrize(
+    ("nvml", "visible", "message"),
+    [
+        (fake_nvml([H100], broken=True), None, "autotune plan --gpu-type.*--device cpu"),
+        (fake_nvml([]), None, "No NVIDIA GPU found"),
+        (fake_nvml([H100] * 4), "", "No NVIDIA GPU found"),
+        (fake_nvml([H100] * 2), None, "4 GPUs asked for, 2 found.*autotune plan --gpus 4"),
+        (fake_nvml([H100] * 4), "0,2", "4 GPUs asked for, 2 found"),
+        (fake_nvml(["NVIDIA Toaster"] * 4), None, "'NVIDIA Toaster' is not in the catalogue"),
+    ],
+)
+def test_what_is_not_there(monkeypatch, nvml, visible, message):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(AutotuneError, match=message):
+        detect_hardware(4, "cuda")
+
+
+def test_without_nvml(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(AutotuneError, match="nvidia-ml-py"):
+        detect_hardware(1, "cuda")

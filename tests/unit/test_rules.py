@@ -1,0 +1,113 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autotune.plan import Engine, Plan
+from autotune.rules import check_plan, check_strategy, rule_codes
+from autotune.spec.hardware import load_hardware
+from autotune.spec.model import load_model
+from autotune.spec.strategy import Strategy
+from autotune.spec.workload import Lora, Workload
+
+MODEL = load_model("tiny-qwen3")  # 8 heads, 4 key-value heads
+WORKLOAD = Workload(seq_len=1024, global_batch_size=16)
+HARDWARE = load_hardware("h100-sxm", 4)
+ZERO = Plan(strategy="zero2", engine=Engine.DEEPSPEED, zero_stage=2, dp_shard=4, grad_accum_steps=4)
+FSDP = Plan(strategy="fsdp2", engine=Engine.FSDP2, dp_shard=4, grad_accum_steps=4)
+DDP = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=4, grad_accum_steps=4)
+
+
+def lora(**values):
+    return WORKLOAD.model_copy(update={"adapter": Lora(**values)})
+
+
+def batch(size):
+    return WORKLOAD.model_copy(update={"global_batch_size": size})
+
+
+# code: plan, workload, and what the message or hint must say.
+EXAMPLES = {
+    "AT101": (replace(ZERO, dp_shard=2), WORKLOAD, "1 x 2 x 1 x 1 makes 2 ranks"),
+    "AT102": (replace(ZERO, cp=3), WORKLOAD, "Degrees that do: 1, 2, 4"),
+    "AT103": (ZERO, batch(18), "Nearest that do: 16 or 20"),
+    "AT104": (replace(ZERO, micro_batch_size=3), WORKLOAD, "x grad_accum_steps must be 4"),
+    "AT105": (
+        replace(ZERO, cp=4, dp_shard=1),
+        WORKLOAD.model_copy(update={"seq_len": 1022}),
+        "Nearest that do: 1020 or 1024",
+    ),
+    "AT106": (replace(ZERO, cp=8, dp_shard=1), WORKLOAD, "Degrees that do: 1, 2, 4"),
+    "AT107": (replace(FSDP, dp_replicate=4, dp_shard=1), WORKLOAD, "at least 2 copies"),
+    "AT108": (replace(FSDP, dp_shard=1, tp=4), WORKLOAD, "shards nothing"),
+    "AT109": (replace(ZERO, zero_stage=0), WORKLOAD, "stage 1, 2 or 3"),
+    "AT110": (replace(ZERO, offload_params=True), WORKLOAD, "ZeRO-3 alone"),
+    "AT111": (replace(DDP, dp_replicate=2, dp_shard=2), WORKLOAD, "neither shards nor"),
+    "AT112": (replace(ZERO, dp_replicate=2, dp_shard=2), WORKLOAD, "dp_replicate 2 has no"),
+    "AT113": (ZERO, lora(target_modules=("q_proj", "wqkv")), "does not have: wqkv"),
+    "AT114": (ZERO, lora(r=200), "smallest side of a target projection, 128"),
+    "AT115": (replace(ZERO, tp=2, dp_shard=2), WORKLOAD, "tp 2"),
+}
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_example(code):
+    plan, workload, words = EXAMPLES[code]
+    broken = {v.code: v for v in check_plan(plan, MODEL, workload, HARDWARE)}
+    assert code in broken
+    assert words in str(broken[code])
+
+
+@pytest.mark.parametrize(
+    ("plan", "workload"),
+    [
+        (ZERO, WORKLOAD),
+        (FSDP, WORKLOAD),
+        (DDP, WORKLOAD),
+        (ZERO, lora()),
+        (replace(ZERO, zero_stage=3, offload_params=True), WORKLOAD),
+        (replace(FSDP, offload_params=True, offload_optimizer=True), WORKLOAD),
+        (replace(FSDP, dp_replicate=2, dp_shard=2), WORKLOAD),
+        (replace(FSDP, dp_shard=1, cp=4, grad_accum_steps=16), WORKLOAD),
+        (replace(DDP, dp_replicate=2, cp=2, grad_accum_steps=8), WORKLOAD),
+    ],
+)
+def test_legal(plan, workload):
+    assert check_plan(plan, MODEL, workload, HARDWARE) == []
+
+
+@pytest.mark.parametrize("plan", [replace(FSDP, dp_shard=1), replace(ZERO, dp_shard=1)])
+def test_one_rank_runs_sharding_engines(plan):
+    plan = replace(plan, grad_accum_steps=16)
+    assert check_plan(plan, MODEL, WORKLOAD, load_hardware("h100", 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "code"),
+    [
+        (replace(FSDP, zero_stage=2), "AT109"),
+        (replace(FSDP, offload_params=True), "AT110"),
+        (replace(FSDP, offload_optimizer=True), "AT110"),
+        (replace(DDP, offload_optimizer=True), "AT111"),
+    ],
+)
+def test_other_forms(plan, code):
+    assert [v.code for v in check_plan(plan, MODEL, WORKLOAD, HARDWARE)] == [code]
+
+
+def test_strategy_support():
+    strategy = Strategy(
+        name="x", summary="", engine=Engine.DDP,
+        supports_sequence_parallel=False, supports_lora=False,
+    )  # fmt: skip
+    assert [v.code for v in check_strategy(strategy, lora(), 2)] == ["AT116", "AT117"]
+    assert check_strategy(strategy, WORKLOAD, 1) == []
+
+
+def test_every_code_is_documented_and_has_an_example():
+    codes = rule_codes()
+    assert len(codes) == len(set(codes))
+    table = Path(__file__).parents[2].joinpath("docs/rules.md").read_text()
+    assert re.findall(r"^\| (AT\d+) \|", table, re.MULTILINE) == codes
+    assert {*EXAMPLES, "AT116", "AT117"} == set(codes)
