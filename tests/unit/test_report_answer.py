@@ -85,6 +85,7 @@ def test_thrash_never_wins(tmp_path):
     near = make_record(make_plan("zero2"), step_s=1.0, outcome=Outcome.THRASH)
     other = make_record(make_plan("zero3"), step_s=2.0)
     assert find_answer(_study(tmp_path, [near, other])).winner == other
+    assert find_answer(_study(tmp_path, [near, other], summary={})).winner == other
 
 
 def test_search_that_has_ended_says_who_won(tmp_path):
@@ -119,8 +120,9 @@ def test_pareto_front_has_no_beaten_point():
     def at(step_s, mib, micro):
         return make_record(make_plan("zero2", micro), step_s=step_s, peak_reserved_bytes=mib << 20)
 
-    best, small, beaten, same_memory = at(1.0, 500, 1), at(2, 100, 2), at(3, 300, 4), at(2, 500, 8)
-    assert pareto_front([beaten, best, same_memory, small]) == [small, best]
+    best, small = at(1.0, 500, 1), at(2, 100, 2)
+    beaten, same_memory, same_speed = at(3, 300, 4), at(2, 500, 8), at(2, 200, 16)
+    assert pareto_front([beaten, best, same_memory, same_speed, small]) == [small, best]
 
 
 def test_advice_depends_on_what_failed(tmp_path):

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from autotune.report.html import render, write_html
+from autotune.report.html import _script_json, render, write_html
 from autotune.report.study import load_study
 from autotune.trial.protocol import Outcome
 from tests.unit.report_studies import (
@@ -168,6 +168,13 @@ def test_hostile_text_stays_text_wherever_it_stands(tmp_path):
     names = [trace.get("name", "") for trace in figures_of(page)["throughput"]["data"]]
     assert any("&lt;script&gt;" in name for name in names), "plotly reads HTML in its labels"
     assert not any("<script>" in name for name in names)
+
+
+def test_json_cannot_end_its_script_element():
+    value = {"</script><!--": ["<script>", "a & b"]}
+    text = _script_json(value)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == value
 
 
 def test_answer_stands_first_with_its_reason(tmp_path):
