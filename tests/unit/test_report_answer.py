@@ -85,7 +85,7 @@ def test_thrash_never_wins(tmp_path):
     near = make_record(make_plan("zero2"), step_s=1.0, outcome=Outcome.THRASH)
     other = make_record(make_plan("zero3"), step_s=2.0)
     assert find_answer(_study(tmp_path, [near, other])).winner == other
-    assert find_answer(_study(tmp_path, [near, other], summary={})).winner == other
+    assert find_answer(_study(tmp_path / "running", [near, other], summary={})).winner == other
 
 
 def test_search_that_has_ended_says_who_won(tmp_path):
