@@ -40,7 +40,7 @@ class Answer:
     launch_spread: float | None
     """Largest relative difference between two launches of one plan; None when none ran twice."""
     is_final: bool
-    """False while the search runs, or when it was killed before it could say why it stopped."""
+    """False while the search runs, and when it was stopped before one of its own rules did."""
     remarks: tuple[str, ...] = ()
 
     @property
@@ -50,10 +50,9 @@ class Answer:
 
 
 def find_answer(study: Study) -> Answer:
-    """Work out the answer from the records and, once the search has ended, from its own choice."""
+    """Work out the answer: the search's own choice, else the fastest record."""
     standing = standings(study.records)
-    stopped = bool(study.summary.get("stopped_because"))
-    winner, remarks = _winner(study, standing) if stopped else (None, ())
+    winner, remarks = _winner(study, standing) if study.summary_is_current else (None, ())
     if winner is None:
         winner = next(iter(standing), None)
     spread = launch_spread(study.records)
@@ -65,7 +64,11 @@ def find_answer(study: Study) -> Answer:
             if record.plan_id != winner.plan_id
         )
     return Answer(
-        winner=winner, rivals=rivals, launch_spread=spread, is_final=stopped, remarks=remarks
+        winner=winner,
+        rivals=rivals,
+        launch_spread=spread,
+        is_final=study.has_ended and study.summary_is_current,
+        remarks=remarks,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -44,13 +44,30 @@ class LiveProgress:
         self._total_launches: int | None = None
         self._budget_s: float | None = None
         self._launches_done = 0
+        """By this search, without those before a resume."""
+        self._last_launch = 0
         self._num_ok = 0
         self._num_failed = 0
         self._best: TrialRecord | None = None
         self._running: tuple[int, str, float] | None = None
 
-    def start(self, total_launches: int | None, budget_s: float | None) -> None:
-        """Begin; either limit can be unknown."""
+    def start(
+        self,
+        total_launches: int | None,
+        budget_s: float | None,
+        *,
+        known: Iterable[TrialRecord] = (),
+    ) -> None:
+        """Begin.
+
+        Args:
+            total_launches: Launches of the study, those before a resume included.
+            budget_s: Seconds of this search.
+            known: Records from before a resume; they count, and one of them may be the best.
+        """
+        for record in known:
+            self._count(record)
+            self._last_launch = max(self._last_launch, record.launch)
         self._started_at = self._clock()
         self._total_launches = total_launches
         self._budget_s = budget_s
@@ -74,21 +91,30 @@ class LiveProgress:
     def rung_done(self, record: TrialRecord) -> None:
         """One micro batch of the running launch has been measured, or has failed."""
         name = words.plan_name(record.plan)
-        if record.outcome is not Outcome.OK or record.tokens_per_s is None:
-            self._num_failed += 1
+        is_best = self._count(record)
+        if record.outcome is not Outcome.OK:
             reason = words.first_line(record.message, 100)
             outcome = words.OUTCOME_WORDS[record.outcome]
             self._line(f"  {name}: {outcome}" + (f": {reason}" if reason else ""), "yellow")
             return
-        self._num_ok += 1
-        is_best = self._best is None or record.tokens_per_s > (self._best.tokens_per_s or 0.0)
-        if is_best:
-            self._best = record
         self._line(f"  {name}: {_figures(record)}" + ("  best so far" if is_best else ""))
+
+    def _count(self, record: TrialRecord) -> bool:
+        """Count a record; tell whether it is the best so far."""
+        if record.outcome is not Outcome.OK:
+            self._num_failed += 1
+            return False
+        self._num_ok += 1
+        best = (self._best.tokens_per_s if self._best else None) or 0.0
+        if (record.tokens_per_s or 0.0) <= best:
+            return False
+        self._best = record
+        return True
 
     def launch_done(self, n: int) -> None:
         """Launch `n` has ended and its ranks are gone."""
         self._launches_done += 1
+        self._last_launch = n
         took = f" in {format_duration(self._clock() - self._running[2])}" if self._running else ""
         self._running = None
         if self._live is None:
@@ -119,7 +145,7 @@ class LiveProgress:
             return f"{format_duration(max(0.0, self._budget_s - elapsed))} of the budget left"
         if self._total_launches and self._launches_done:
             each = elapsed / self._launches_done
-            remaining = max(0, self._total_launches - self._launches_done)
+            remaining = max(0, self._total_launches - self._last_launch)
             return f"about {format_duration(each * remaining)} left"
         return ""
 
@@ -147,7 +173,7 @@ class LiveProgress:
         """Return the larger of the two shares: whichever limit comes first ends the search."""
         shares = [0.0]
         if self._total_launches:
-            shares.append(self._launches_done / self._total_launches)
+            shares.append(self._last_launch / self._total_launches)
         if self._budget_s:
             shares.append((self._clock() - self._started_at) / self._budget_s)
         return min(1.0, max(shares))

@@ -11,6 +11,8 @@ from autotune.errors import AutotuneError
 from autotune.trial.record import TrialRecord
 
 SCHEMA_VERSION = 1
+NOT_ENDED = ("", None, "still running", "interrupted")
+"""What `stopped_because` holds before a stop rule of the search did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,18 @@ class Study:
     def model_name(self) -> str:
         """What the user called the model."""
         return str(self.section("model").get("name", "unnamed model"))
+
+    @property
+    def has_ended(self) -> bool:
+        """False while the search runs, and when it was stopped from outside."""
+        return self.summary.get("stopped_because", "") not in NOT_ENDED
+
+    @property
+    def summary_is_current(self) -> bool:
+        """Tell whether the summary was written after the last record; a kill comes in between."""
+        launches = self.summary.get("launches")
+        last = max((record.launch for record in self.records), default=0)
+        return isinstance(launches, int) and launches >= last
 
     @property
     def memory_limit_bytes(self) -> int | None:

@@ -152,6 +152,24 @@ def test_dumb_terminal_gets_plain_lines(monkeypatch):
     assert "[1/2] running zero2" in out.getvalue()
 
 
+def test_resumed_search_counts_what_was_known(monkeypatch):
+    console, _ = _terminal(80, monkeypatch)
+    clock = Clock()
+    progress = LiveProgress(console, clock=clock)
+    known = [make_record(make_plan("zero2"), step_s=2.0, launch=3), make_failure(make_plan())]
+    progress.start(6, None, known=known)
+    progress.launch_started(4, "zero3")
+    clock.now += 50
+    progress.rung_done(make_record(make_plan("zero3"), step_s=3.0, launch=4))
+    progress.launch_done(4)
+    lines = _live_lines(progress, 80)
+    progress.stop()
+    assert lines[1] == "time   50.0 s, about 1 min 40 s left"
+    assert lines[2] == "trials 2 measured, 1 failed"
+    assert lines[3].startswith("best   zero2")
+    assert lines[4] == "now    choosing what to run next"
+
+
 def test_failed_trial_never_becomes_the_best():
     console, out = _plain()
     progress = LiveProgress(console)

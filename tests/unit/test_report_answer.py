@@ -101,11 +101,23 @@ def test_search_that_has_ended_says_who_won(tmp_path):
     assert "leaves more memory free: it took 400.0 MiB a rank" in text
 
 
-def test_running_search_answers_from_the_records(tmp_path):
-    records = [make_record(make_plan("zero2")), make_record(make_plan("zero3"), step_s=1.9)]
-    stale = {"best": {"plan_id": records[0].plan_id, "measured": {}}, "stopped_because": ""}
-    answer = find_answer(_study(tmp_path, records, summary=stale))
-    assert answer.winner == records[1] and not answer.is_final
+def test_summary_older_than_the_records_does_not_choose(tmp_path):
+    """A search killed between a record and the next summary leaves this."""
+    slow = make_record(make_plan("zero2"), launch=1)
+    fast = make_record(make_plan("zero3"), step_s=1.9, launch=2)
+    summary = ended_summary([slow]) | {"launches": 1}
+    answer = find_answer(_study(tmp_path, [slow, fast], summary=summary))
+    assert answer.winner == fast and not answer.is_final
+
+
+@pytest.mark.parametrize("reason", ["still running", "interrupted", ""])
+def test_search_that_has_not_ended_still_agrees_with_its_best_yml(tmp_path, reason):
+    fast = make_record(make_plan("zero2"), step_s=2.0)
+    small = make_record(make_plan("zero3"), step_s=2.01)
+    summary = ended_summary([small]) | {"stopped_because": reason}
+    answer = find_answer(_study(tmp_path, [fast, small], summary=summary))
+    assert answer.winner is not None and answer.winner.plan_id == small.plan_id
+    assert not answer.is_final
 
 
 def test_summary_naming_an_unmeasured_plan_is_remarked(tmp_path):
