@@ -76,9 +76,11 @@ def standings(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return one record a plan that ran to the end, fastest first.
 
     A plan measured again (a finalist confirmed in a fresh process) stands by its last record, so
-    that one which failed its confirmation is out.
+    that one which failed its confirmation is out. An interrupted one says nothing of the plan.
     """
-    last = {record.plan_id: record for record in records}
+    last = {
+        record.plan_id: record for record in records if record.outcome is not Outcome.INTERRUPTED
+    }
     ran = [
         record
         for record in last.values()

@@ -81,6 +81,12 @@ def test_plan_that_failed_its_confirmation_is_out(tmp_path):
     assert find_answer(_study(tmp_path, records, summary={})).winner == records[1]
 
 
+def test_interrupted_second_launch_takes_nothing_away():
+    plan = make_plan("zero2")
+    records = [make_record(plan), make_failure(plan, Outcome.INTERRUPTED, "ctrl-c", launch=2)]
+    assert standings(records) == records[:1]
+
+
 def test_thrash_never_wins(tmp_path):
     near = make_record(make_plan("zero2"), step_s=1.0, outcome=Outcome.THRASH)
     other = make_record(make_plan("zero3"), step_s=2.0)
