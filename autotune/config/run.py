@@ -31,8 +31,8 @@ from autotune.config.values import Section
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
 from autotune.spec.model import ModelSpec, load_model
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
-from autotune.trial.protocol import DatasetSource, TrainSettings
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT_SEQUENCE_LEN = 512

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from autotune.config.keys import check_known, key_catalogue
 from autotune.config.values import Section
 from autotune.errors import AutotuneError
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Lora, Precision
-from autotune.trial.protocol import DatasetSource, TrainSettings
 
 OPTIMIZERS: dict[str, Literal["adamw", "sgd"]] = {
     "adamw_torch": "adamw",

@@ -12,8 +12,8 @@ from autotune.emit.deepspeed import portable_deepspeed_config
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.catalogue import read_catalogue
 from autotune.spec.model import ModelSpec
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Lora, Precision, Workload
-from autotune.trial.protocol import DatasetSource, TrainSettings
 
 
 def emit_axolotl(

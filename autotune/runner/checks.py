@@ -114,7 +114,11 @@ def _check_deepspeed(engine: Any, plan: Plan, workload: Workload) -> dict[str, A
     zero = engine._config.zero_config
     _expect("ZeRO stage", plan.zero_stage, engine.zero_optimization_stage())
     offloaded = zero.offload_optimizer is not None and str(zero.offload_optimizer.device) != "none"
-    _expect("optimizer offload", plan.offload_optimizer, "cpu" in str(offloaded and zero.offload_optimizer.device))
+    _expect(
+        "optimizer offload",
+        plan.offload_optimizer,
+        "cpu" in str(offloaded and zero.offload_optimizer.device),
+    )
     in_host = zero.offload_param is not None and "cpu" in str(zero.offload_param.device)
     _expect("parameter offload", plan.offload_params, in_host)
     _expect("data-parallel ranks", plan.world_size, dist.get_world_size(engine.data_parallel_group))
@@ -157,7 +161,9 @@ def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict
             raise InvalidRunError(f"asked for FSDP2, but {name} is not a DTensor")
         expected: list[type] = [Shard] if plan.dp_replicate == 1 else [Replicate, Shard]
         kinds = [type(placement) for placement in parameter.placements]
-        _expect(f"placements of {name}", [k.__name__ for k in expected], [k.__name__ for k in kinds])
+        _expect(
+            f"placements of {name}", [k.__name__ for k in expected], [k.__name__ for k in kinds]
+        )
         _expect(f"shard ranks of {name}", plan.shard_size, parameter.device_mesh.size(-1))
         if parameter.requires_grad:
             _expect(f"master dtype of {name}", torch.float32, parameter.dtype)

@@ -15,8 +15,9 @@ from autotune.emit.deepspeed import deepspeed_config
 from autotune.plan import Engine, Plan, Recompute
 from autotune.runner.cpu_shim import install_cpu_fsdp_shim
 from autotune.spec.model import model_from_config
+from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision
-from autotune.trial.protocol import Request, TrainSettings
+from autotune.trial.protocol import Request
 
 
 def start_process_group(request: Request, plan: Plan) -> None:

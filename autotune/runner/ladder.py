@@ -46,11 +46,11 @@ def segments_of(rungs: list[Rung]) -> list[Segment]:
     """Return the ladder's segments: each micro batch at accumulation 1 and at one of 2 or more."""
     segments = []
     for rung in rungs:
-        larger = rung.grad_accum_steps if 2 <= rung.grad_accum_steps <= MAX_DIRECT_ACCUMULATION else 2
+        larger = (
+            rung.grad_accum_steps if 2 <= rung.grad_accum_steps <= MAX_DIRECT_ACCUMULATION else 2
+        )
         segments += [
-            Segment(
-                micro_batch_size=rung.micro_batch_size, grad_accum_steps=1, last_of_rung=False
-            ),
+            Segment(micro_batch_size=rung.micro_batch_size, grad_accum_steps=1, last_of_rung=False),
             Segment(
                 micro_batch_size=rung.micro_batch_size, grad_accum_steps=larger, last_of_rung=True
             ),

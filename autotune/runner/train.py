@@ -11,26 +11,17 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from autotune.errors import AutotuneError
-from autotune.plan import Plan
-from autotune.resources import cache_dir
 from autotune.runner.answer import Answer
-from autotune.runner.checks import CheckCallback
-from autotune.runner.data import TrainingData, build_sequences
-from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder, steps_for_epochs
-from autotune.runner.engines import (
-    apply_numerics,
-    enable_recompute,
-    start_process_group,
-    training_arguments,
-)
-from autotune.runner.gauges import make_gauge, peak_resident_bytes
-from autotune.runner.models import build_model
+from autotune.runner.data import TrainingData
+from autotune.runner.data.loader import steps_for_epochs
+from autotune.runner.engines import training_arguments
+from autotune.runner.gauges import peak_resident_bytes
+from autotune.runner.session import make_trainer, open_session
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
-from autotune.runner.trial import prepare_device
-from autotune.runner.ulysses import CONTEXT, make_sequence_groups
+from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision
-from autotune.trial.protocol import LOG_FILE, Request, TrainSettings
+from autotune.trial.protocol import LOG_FILE, Request
 
 _STATE_FILE = "trainer_state.json"
 
@@ -41,18 +32,25 @@ def run_training(request: Request, answer: Answer) -> None:
     Raises:
         AutotuneError: unusable data, weights or checkpoint.
     """
-    plan, settings = request.plan_object(), request.train
+    settings = request.train
     assert settings is not None
-    prepare_device(request, plan, answer)
-    start_process_group(request, plan)
-    CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
-
-    data = build_sequences(request, cache_dir() / "tokenized")
-    start_step = _resumed_step(settings.resume_from, plan, request)
+    session = open_session(request, answer)
+    data = session.data
+    start_step = _resumed_step(settings.resume_from)
     total = settings.max_steps or steps_for_epochs(
-        len(data.train), plan.global_batch_size, settings.num_epochs
+        len(data.train), session.plan.global_batch_size, settings.num_epochs
     )
-    trainer = _build(request, plan, settings, data, answer, start_step, total)
+    trainer = make_trainer(
+        session,
+        lambda: training_arguments(
+            request, session.plan, settings, **_schedule(settings, data, start_step, total)
+        ),
+        loader=session.train_loader(start_step),
+        timer=StepTimer(session.gauge, enabled=False),
+        eval_loader=session.eval_loader(),
+    )
+    steps_per_epoch = len(data.train) / session.plan.global_batch_size
+    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch))
     answer.result.train["host_peak_bytes_after_load"] = peak_resident_bytes()
     trainer.train(resume_from_checkpoint=settings.resume_from)
     if data.validation is not None and trainer.last_evaluated_step != trainer.state.global_step:
@@ -66,53 +64,6 @@ def run_training(request: Request, answer: Answer) -> None:
         "log_history": trainer.state.log_history,
         "host_peak_bytes": peak_resident_bytes(),
     }
-
-
-def _build(
-    request: Request,
-    plan: Plan,
-    settings: TrainSettings,
-    data: TrainingData,
-    answer: Answer,
-    start_step: int,
-    total_steps: int,
-) -> AutotuneTrainer:
-    arguments = training_arguments(
-        request, plan, settings, **_schedule(settings, data, start_step, total_steps)
-    )
-    place = {
-        "dp_rank": answer.rank // plan.cp,
-        "dp_size": plan.data_parallel_size,
-        "cp_rank": answer.rank % plan.cp,
-        "cp_size": plan.cp,
-    }
-    loader = RankLoader(
-        data.train,
-        StepOrder(len(data.train), plan.global_batch_size, seed=request.seed),
-        micro_batch_size=plan.micro_batch_size,
-        grad_accum_steps=plan.grad_accum_steps,
-        start_step=start_step,
-        **place,
-    )
-    held_out = None
-    if data.validation is not None:
-        held_out = EvalLoader(data.validation, micro_batch_size=plan.micro_batch_size, **place)
-    model = build_model(request, plan)
-    enable_recompute(model, plan)
-    trainer = AutotuneTrainer(
-        model=model,
-        args=arguments,
-        plan=plan,
-        loader=loader,
-        timer=StepTimer(make_gauge(request.device), enabled=False),
-        packed=request.workload.packing,
-        eval_loader=held_out,
-    )
-    apply_numerics(trainer, request, plan)
-    trainer.add_callback(CheckCallback(trainer, request, answer.add_asserted))
-    steps_per_epoch = len(data.train) / plan.global_batch_size
-    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch))
-    return trainer
 
 
 def _schedule(
@@ -138,8 +89,8 @@ def _schedule(
     return values
 
 
-def _resumed_step(checkpoint: str | None, plan: Plan, request: Request) -> int:
-    """Return the step a checkpoint ends at, after checking that this plan can read it."""
+def _resumed_step(checkpoint: str | None) -> int:
+    """Return the step a checkpoint ends at."""
     if checkpoint is None:
         return 0
     state = Path(checkpoint) / _STATE_FILE

@@ -107,7 +107,7 @@ def run_launch(
     finally:
         _stop(ranks)
         kill_tagged(TAG_VARIABLE, tag)
-    results = _read_results(folder, request, world)
+    results = read_results(folder, request)
     elapsed = time.monotonic() - started
     return _conclude(ranks, results, verdict, elapsed, oom_kill_count() > oom_kills)
 
@@ -125,9 +125,7 @@ def rank_environment(request: Request, folder: Path, tag: str, world: int) -> di
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [package_parent, os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")])),
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_EXTENSIONS_DIR": str(native_ops_dir()),
         # Looking for a GPU must not create a CUDA context.
@@ -321,16 +319,16 @@ def _finished_well(folder: Path, number: int) -> bool:
     return result.complete and result.error is None
 
 
-def _read_results(folder: Path, request: Request, world: int) -> list[RankResult]:
+def read_results(folder: Path, request: Request) -> list[RankResult]:
+    """Return what each rank wrote so far; an empty result for a rank that wrote nothing."""
+    world = request.plan_object().world_size
     results = []
     for number in range(world):
         path = folder / rank_result_file(number)
         if path.exists():
             results.append(read_message(RankResult, path))
         else:
-            results.append(
-                RankResult(launch_id=request.launch_id, rank=number, world_size=world)
-            )
+            results.append(RankResult(launch_id=request.launch_id, rank=number, world_size=world))
     return results
 
 

@@ -73,9 +73,7 @@ def _rung_of(result: RankResult, micro_batch_size: int) -> RungResult | None:
     return next((r for r in result.rungs if r.micro_batch_size == micro_batch_size), None)
 
 
-def _failed(
-    plan: Plan, answers: list[RungResult], outcome: Outcome, message: str
-) -> TrialRecord:
+def _failed(plan: Plan, answers: list[RungResult], outcome: Outcome, message: str) -> TrialRecord:
     named = next((a for a in answers if a.outcome is not Outcome.OK), None)
     peaks = [part for answer in answers for part in answer.accumulations]
     return TrialRecord(

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from autotune.plan import Plan
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
 
 SCHEMA_VERSION = 1
@@ -55,47 +56,6 @@ class ModelSource(_Message):
     """Folder with pretrained weights; None builds random weights from the config."""
     tokenizer: str | None = None
     """Folder or Hub id of the tokenizer; None trains a byte-level BPE on the data."""
-
-
-class DatasetSource(_Message):
-    """One entry of an Axolotl `datasets:` list."""
-
-    model_config = ConfigDict(extra="allow")
-
-    path: str
-    type: str = "completion"
-    """`completion`, `alpaca` or `chat_template`."""
-    ds_type: str | None = None
-    field: str | None = None
-    field_messages: str | None = None
-    split: str = "train"
-
-
-class TrainSettings(_Message):
-    """What a full run needs beyond a trial."""
-
-    max_steps: int | None = None
-    num_epochs: float = 1.0
-    learning_rate: float = 2e-5
-    lr_scheduler: str = "cosine"
-    warmup_steps: int = 0
-    warmup_ratio: float | None = None
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    logging_steps: int = 1
-    eval_steps: int | None = None
-    """None evaluates at the end of the run alone."""
-    save_steps: int | None = None
-    """None saves at the end of the run alone."""
-    save_total_limit: int | None = None
-    val_set_size: float = 0.0
-    """Share of the sequences (below 1) or their count (1 and above) held out."""
-    use_tensorboard: bool = False
-    resume_from: str | None = None
-    """Checkpoint folder."""
-    save_final_weights: bool = True
 
 
 class Rung(_Message):

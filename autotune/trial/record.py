@@ -46,7 +46,7 @@ class TrialRecord:
     predicted_tokens_per_s: float | None = None
     predicted_verdict: str | None = None
     launch_s: float | None = None
-    """From starting the ranks to the first counted step of the launch."""
+    """Whole launch that measured it, from starting the ranks to their end."""
     started_at: str = ""
     """ISO 8601, UTC."""
     log_dir: str = ""

@@ -15,8 +15,8 @@ from autotune.emit.axolotl import emit_axolotl
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.model import load_model
 from autotune.spec.strategy import Replicate, Strategy, load_strategies
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Lora, Precision, Workload
-from autotune.trial.protocol import DatasetSource, TrainSettings
 
 STRATEGIES = load_strategies(None)
 MODEL = load_model("tiny-qwen3")

@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from autotune.plan import Engine, Plan, Recompute
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
-from autotune.trial.protocol import (
-    LOG_FILE,
-    DatasetSource,
-    Measurement,
-    ModelSource,
-    Outcome,
-    Request,
-    Rung,
-    TrainSettings,
-)
+from autotune.trial.protocol import LOG_FILE, Measurement, ModelSource, Outcome, Request, Rung
 
 LIMITS = Limits(deadline_s=240, hang_s=120)
 
@@ -98,7 +90,9 @@ def training_request(
     )
 
 
-def trial_request(plan: Plan, folder: Path, *, rungs: list[tuple[int, int]], **changes: Any) -> Request:
+def trial_request(
+    plan: Plan, folder: Path, *, rungs: list[tuple[int, int]], **changes: Any
+) -> Request:
     values = {
         "launch_id": folder.name,
         "mode": "trial",

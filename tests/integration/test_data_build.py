@@ -11,8 +11,9 @@ import torch.multiprocessing as mp
 
 from autotune.errors import AutotuneError
 from autotune.runner.data import build, build_sequences
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
-from autotune.trial.protocol import DatasetSource, ModelSource, Request, TrainSettings
+from autotune.trial.protocol import ModelSource, Request
 
 pytestmark = pytest.mark.integration
 

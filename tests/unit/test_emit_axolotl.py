@@ -12,8 +12,8 @@ from autotune.config import AutotuneBlock, fallback_ladder
 from autotune.emit.axolotl import base_model_of, decoder_layer_class, emit_axolotl
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.model import load_model
+from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Lora, Workload
-from autotune.trial.protocol import DatasetSource, TrainSettings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 MODEL = load_model("tiny-qwen3")

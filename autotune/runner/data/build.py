@@ -22,7 +22,8 @@ from autotune.runner.data.packing import Sequences, pack, split_validation
 from autotune.runner.data.rows import local_files
 from autotune.runner.data.synthetic import synthetic_sequences
 from autotune.runner.data.tokenizer import load_tokenizer
-from autotune.trial.protocol import DatasetSource, Request
+from autotune.spec.training import DatasetSource
+from autotune.trial.protocol import Request
 
 _CACHE_FORMAT = 1
 """Raise it when the same data would give other sequences."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from autotune.errors import AutotuneError
 from autotune.runner.data.formats import Piece, Rendered, check_format, raw_texts, render
 from autotune.runner.data.rows import read_rows
-from autotune.trial.protocol import DatasetSource
+from autotune.spec.training import DatasetSource
 
 IGNORE = -100
 """The label of a token that no loss is taken on."""

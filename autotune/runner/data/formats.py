@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autotune.errors import AutotuneError, nearest
 from autotune.runner.data.rows import Row
-from autotune.trial.protocol import DatasetSource
+from autotune.spec.training import DatasetSource
 
 FORMATS = ("completion", "alpaca", "chat_template")
 

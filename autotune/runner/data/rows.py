@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import AutotuneError, nearest
-from autotune.trial.protocol import DatasetSource
+from autotune.spec.training import DatasetSource
 
 _KIND_BY_SUFFIX = {
     ".jsonl": "json",

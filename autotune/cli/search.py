@@ -1,0 +1,253 @@
+"""`autotune search`: measure configurations on real ranks and write the fastest that fits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotune.cli.data import add_data_arguments, dataset_from
+from autotune.cli.options import (
+    add_model_argument,
+    add_workload_arguments,
+    comma_list,
+    memory_limit_from,
+    positive_int,
+    workload_from,
+)
+from autotune.errors import AutotuneError, NothingFitsError
+from autotune.plan import Recompute
+from autotune.units import parse_duration_s
+
+if TYPE_CHECKING:
+    from autotune.search.study import Contract
+    from autotune.search.tuner import Stopped
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the verb takes."""
+    add_model_argument(parser)
+    parser.add_argument("--gpus", type=positive_int, required=True, metavar="N")
+    parser.add_argument(
+        "--device",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="cpu measures on CPU processes instead of GPUs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="memory a rank may use, enforced, such as 600MiB or 40GiB (default: all of it)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="study folder; the same command in it resumes (default: reports/MODEL-Ngpu)",
+    )
+    add_workload_arguments(parser)
+    add_data_arguments(parser)
+    space = parser.add_argument_group("space")
+    space.add_argument(
+        "--strategies", type=comma_list, metavar="A,B", help="default: all that ship"
+    )
+    space.add_argument(
+        "--micro-batches", type=comma_list, metavar="1,2,4", help="default: powers of two"
+    )
+    space.add_argument(
+        "--sequence-parallel", type=comma_list, metavar="1,2", help="degrees (default: 1,2,4)"
+    )
+    space.add_argument(
+        "--recompute",
+        type=comma_list,
+        metavar="none,full",
+        help="activation checkpointing modes (default: none,full)",
+    )
+    effort = parser.add_argument_group("effort")
+    effort.add_argument(
+        "--trials",
+        type=positive_int,
+        metavar="N",
+        help="launches at most; each measures a ladder of micro batches (default: no limit)",
+    )
+    effort.add_argument("--budget", metavar="TIME", help="such as 20m (default: no limit)")
+    effort.add_argument(
+        "--trial-timeout", metavar="TIME", help="deadline of a launch (default: from prediction)"
+    )
+    effort.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on stdout instead of a table"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, keeping summary, best.yml, CSV and HTML up to date after every launch."""
+    from autotune.planner import rank_plans
+    from autotune.report.console import LiveProgress
+    from autotune.report.outputs import Outputs
+    from autotune.search.space import make_families
+    from autotune.search.study import locked, open_study
+    from autotune.spec.strategy import load_strategies
+
+    budget_s = parse_duration_s(args.budget) if args.budget else None
+    contract = _contract(args)
+    ranking = rank_plans(
+        contract.model,
+        contract.workload,
+        contract.hardware,
+        load_strategies(args.strategies),
+        micro_batches=contract.micro_batches,
+        cp_degrees=contract.cp_degrees,
+        recompute=[Recompute(mode) for mode in contract.recompute],
+    )
+    families, left_out = make_families(ranking.candidates)
+    rejected = [
+        {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
+    ]
+    _need_train_extra()
+    from autotune.search.tuner import Tuner
+
+    folder = args.out or Path("reports") / f"{contract.model.name}-{args.gpus}gpu"
+    with locked(folder):
+        resumed = open_study(folder, contract)
+        progress = LiveProgress()
+        _say_contract(contract, folder, resumed, len(families))
+        tuner = Tuner(folder, families, _job(args, contract), progress)
+        outputs = Outputs(folder, contract, rejected + left_out, seed=args.seed)
+        stopped = tuner.run(
+            max_launches=args.trials,
+            budget_s=budget_s,
+            after_launch=lambda now: outputs.write(now, final=False),
+        )
+        study = outputs.write(stopped, final=True)
+    return _answer(args, study, stopped, folder)
+
+
+def _contract(args: argparse.Namespace) -> Contract:
+    from autotune.search.study import Contract
+    from autotune.spec.hardware import detect_hardware
+    from autotune.spec.model import load_model
+    from autotune.spec.strategy import load_strategies
+
+    limit = memory_limit_from(args)
+    dataset = dataset_from(args)
+    model = load_model(args.model)
+    if args.device == "cpu":
+        _check_cores(args.gpus)
+    return Contract(
+        model=model,
+        base_model=args.model,
+        workload=workload_from(args),
+        hardware=detect_hardware(args.gpus, args.device, limit),
+        device=args.device,
+        strategies=[strategy.name for strategy in load_strategies(args.strategies)],
+        micro_batches=_integers(args.micro_batches, "--micro-batches"),
+        cp_degrees=_integers(args.sequence_parallel, "--sequence-parallel") or [1, 2, 4],
+        recompute=_recompute_modes(args.recompute),
+        memory_limit_bytes=limit,
+        datasets=[dataset] if dataset else [],
+    )
+
+
+def _job(args: argparse.Namespace, contract: Contract) -> Any:
+    from autotune.search.tuner import Job
+    from autotune.trial.protocol import Measurement, ModelSource
+
+    model = contract.model
+    return Job(
+        model=ModelSource(name=model.name, config=model.hf_config, tokenizer=model.tokenizer),
+        num_parameters=model.num_parameters,
+        workload=contract.workload,
+        device=contract.device,
+        memory_limit_bytes=contract.memory_limit_bytes,
+        datasets=contract.datasets,
+        measurement=Measurement(),
+        seed=args.seed,
+        trial_timeout_s=parse_duration_s(args.trial_timeout) if args.trial_timeout else None,
+    )
+
+
+def _check_cores(ranks: int) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if ranks > 4 * cores:
+        raise AutotuneError(
+            f"{ranks} CPU ranks on {cores} cores would measure their queueing, not training. "
+            f"Lower --gpus to {4 * cores} or less, or predict with 'autotune plan --gpu-type TYPE'."
+        )
+
+
+def _integers(words: list[str] | None, flag: str) -> list[int] | None:
+    if words is None:
+        return None
+    try:
+        values = sorted({int(word) for word in words})
+    except ValueError:
+        values = []
+    if not values or values[0] < 1:
+        raise AutotuneError(f"{flag} {','.join(words)!r}: whole numbers above 0 are needed.")
+    return values
+
+
+def _recompute_modes(words: list[str] | None) -> list[str]:
+    known = [str(mode) for mode in Recompute]
+    unknown = [word for word in words or [] if word not in known]
+    if unknown or words == []:
+        raise AutotuneError(f"--recompute {','.join(words or [])!r}: allowed are {', '.join(known)}.")
+    return words or known
+
+
+def _need_train_extra() -> None:
+    """Say what is missing before a folder is made; nothing heavy is imported for it."""
+    from importlib.util import find_spec
+
+    missing = [
+        name
+        for name in ("torch", "transformers", "accelerate", "deepspeed", "optuna")
+        if find_spec(name) is None
+    ]
+    if missing:
+        raise AutotuneError(
+            f"Measuring needs {', '.join(missing)}: pip install 'autotune-llm[train]'. "
+            "'autotune plan' predicts without them."
+        )
+
+
+def _say_contract(contract: Contract, folder: Path, resumed: bool, families: int) -> None:
+    workload = contract.workload
+    data = contract.datasets[0].path if contract.datasets else "synthetic documents"
+    word = "Resuming" if resumed else "Study"
+    sys.stderr.write(
+        f"{word} in {folder}: {contract.base_model} on {contract.hardware.describe()}, sequence "
+        f"{workload.seq_len}, global batch {workload.global_batch_size} sequences, "
+        f"{workload.precision}, {'packed' if workload.packing else 'not packed'}, {data}; "
+        f"{families} families of configurations.\n"
+    )
+
+
+def _answer(args: argparse.Namespace, study: Any, stopped: Stopped, folder: Path) -> int:
+    from rich.console import Console
+
+    from autotune.report.console import print_result
+
+    summary = study.summary
+    if args.json:
+        document = {key: summary[key] for key in ("study", "best", "trials", "stopped_because")}
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    else:
+        print_result(study, Console())
+    if stopped.interrupted:
+        sys.stderr.write(f"Interrupted. The same command resumes; results so far: {folder}\n")
+        return 130
+    if summary["best"] is None:
+        raise NothingFitsError(
+            f"No configuration ran to its end ({len(study.records)} tried); the reasons are in "
+            f"{folder / 'report.html'} and in the logs under {folder / 'launches'}."
+        )
+    sys.stderr.write(
+        f"Wrote {folder / 'best.yml'}, trials.csv and report.html. "
+        f"Train with: autotune train {folder / 'best.yml'}\n"
+    )
+    return 0

@@ -1,0 +1,108 @@
+"""What a study leaves for people: summary.json, best.yml, trials.csv, report.html."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autotune import __version__
+from autotune.config import AutotuneBlock, fallback_ladder
+from autotune.emit.axolotl import emit_axolotl
+from autotune.report.answer import standings
+from autotune.report.csv import write_csv
+from autotune.report.html import write_html
+from autotune.report.study import Study, load_study
+from autotune.search.study import (
+    CONTRACT_FILE,
+    SUMMARY_FILE,
+    Contract,
+    fingerprint,
+    write_json,
+    write_text,
+)
+from autotune.search.tuner import Stopped
+from autotune.spec.training import TrainSettings
+from autotune.trial.record import TrialRecord
+
+BEST_FILE = "best.yml"
+
+
+class Outputs:
+    """Writes the outputs from the records on disk; called after each launch and at the end."""
+
+    def __init__(
+        self, folder: Path, contract: Contract, rejected: list[dict[str, Any]], *, seed: int
+    ) -> None:
+        self._folder = folder
+        self._contract = contract
+        self._rejected = rejected
+        self._seed = seed
+
+    def write(self, stopped: Stopped, *, final: bool) -> Study:
+        """Bring every output up to date; return the study as it now stands on disk."""
+        study = load_study(self._folder)
+        winner = next(iter(standings(study.records)), None)
+        if winner is not None:
+            write_text(self._folder / BEST_FILE, self._best_yml(winner))
+        write_json(
+            self._folder / SUMMARY_FILE,
+            {
+                "study": study.name,
+                "best": _best(winner) if winner else None,
+                "stopped_because": stopped.because if final else "",
+                "rejected": self._rejected,
+                "launches": stopped.launches,
+                "elapsed_s": stopped.elapsed_s,
+                "trials": [record.to_dict() for record in study.records],
+            },
+        )
+        study = load_study(self._folder)
+        write_csv(study, study.folder.csv_file)
+        if final:  # megabytes: not after every launch
+            write_html(study, study.folder.html_file)
+        return study
+
+    def _best_yml(self, winner: TrialRecord) -> str:
+        contract = self._contract
+        plan = winner.plan_object
+        versions = json.loads((self._folder / CONTRACT_FILE).read_text())["versions"]
+        block = AutotuneBlock(
+            version=__version__,
+            num_gpus=plan.world_size,
+            device=contract.device,
+            hardware={
+                "gpu": contract.hardware.gpu.name,
+                "fingerprint": fingerprint(contract.hardware),
+            },
+            plan_id=plan.id,
+            measured=_measured(winner),
+            ladder=tuple(fallback_ladder(plan)),
+            versions=versions,
+        )
+        return emit_axolotl(
+            contract.model,
+            contract.workload,
+            plan,
+            train=TrainSettings(),
+            datasets=contract.datasets,
+            base_model=contract.base_model,
+            output_dir=str(self._folder / "model-out"),
+            seed=self._seed,
+            device="cuda" if contract.device == "cuda" else "cpu",
+            autotune=block,
+            file_name=str(self._folder / BEST_FILE),
+        )
+
+
+def _best(winner: TrialRecord) -> dict[str, Any]:
+    return {"plan_id": winner.plan_id, "plan": winner.plan, "measured": _measured(winner)}
+
+
+def _measured(record: TrialRecord) -> dict[str, Any]:
+    names = (
+        "tokens_per_s", "step_s", "step_s_low", "step_s_high", "peak_allocated_bytes",
+        "peak_reserved_bytes",
+    )  # fmt: skip
+    measured: dict[str, Any] = {name: getattr(record, name) for name in names}
+    return measured | {"measured_accum_steps": list(record.measured_accum_steps)}

@@ -1,0 +1,120 @@
+"""What trials and full runs share on a rank: groups, data, limits, and the assembled trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainingArguments
+
+from autotune.plan import Engine, Plan
+from autotune.resources import cache_dir
+from autotune.runner.answer import Answer
+from autotune.runner.checks import CheckCallback
+from autotune.runner.data import TrainingData, build_sequences
+from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
+from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
+from autotune.runner.gauges import Gauge, make_gauge
+from autotune.runner.models import build_model
+from autotune.runner.timers import StepTimer
+from autotune.runner.trainer import AutotuneTrainer
+from autotune.runner.ulysses import CONTEXT, make_sequence_groups
+from autotune.trial.protocol import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """A rank with its process groups, data and memory limit in place, before the model."""
+
+    request: Request
+    plan: Plan
+    answer: Answer
+    gauge: Gauge
+    data: TrainingData
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Where this rank stands among data-parallel and sequence-parallel ranks."""
+        rank, plan = self.answer.rank, self.plan
+        return {
+            "dp_rank": rank // plan.cp,
+            "dp_size": plan.data_parallel_size,
+            "cp_rank": rank % plan.cp,
+            "cp_size": plan.cp,
+        }
+
+    def train_loader(self, start_step: int = 0) -> RankLoader:
+        """Return the loader of this rank, at the plan's split."""
+        plan, sequences = self.plan, self.data.train
+        return RankLoader(
+            sequences,
+            StepOrder(len(sequences), plan.global_batch_size, seed=self.request.seed),
+            micro_batch_size=plan.micro_batch_size,
+            grad_accum_steps=plan.grad_accum_steps,
+            start_step=start_step,
+            **self.place,
+        )
+
+    def eval_loader(self) -> EvalLoader | None:
+        """Return the loader of the held-out sequences, if there are any."""
+        if self.data.validation is None:
+            return None
+        return EvalLoader(
+            self.data.validation, micro_batch_size=self.plan.micro_batch_size, **self.place
+        )
+
+
+def open_session(request: Request, answer: Answer) -> Session:
+    """Start the process groups, read the data, note the baseline, set the memory limit.
+
+    The baseline comes after imports and data, so that the limit holds for model and training.
+    """
+    plan = request.plan_object()
+    if plan.engine is Engine.DEEPSPEED:
+        import deepspeed  # noqa: F401  (part of the baseline, not of the model's memory)
+    start_process_group(request, plan)
+    CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
+    data = build_sequences(request, cache_dir() / "tokenized")
+    gauge = make_gauge(request.device)
+    gauge.set_baseline()
+    answer.result.baseline_bytes = gauge.baseline_bytes
+    if request.memory_limit_bytes is not None:
+        gauge.limit(request.memory_limit_bytes)
+    return Session(request=request, plan=plan, answer=answer, gauge=gauge, data=data)
+
+
+def make_trainer(
+    session: Session,
+    arguments: Callable[[], TrainingArguments],
+    *,
+    loader: Any,
+    timer: StepTimer,
+    eval_loader: EvalLoader | None = None,
+) -> AutotuneTrainer:
+    """Build model and trainer, with the numerics contract and the checks in place.
+
+    Args:
+        session: the rank.
+        arguments: makes the arguments; called before the model is built, because DeepSpeed's
+            ZeRO-3 shards the model while it is built if its configuration exists by then.
+        loader: an endless iterable of rank-local micro-batches.
+        timer: times the steps.
+        eval_loader: held-out micro-batches.
+    """
+    request, plan = session.request, session.plan
+    made = arguments()
+    model = build_model(request, plan)
+    enable_recompute(model, plan)
+    trainer = AutotuneTrainer(
+        model=model,
+        args=made,
+        plan=plan,
+        loader=loader,
+        timer=timer,
+        packed=request.workload.packing,
+        eval_loader=eval_loader,
+    )
+    apply_numerics(trainer, request, plan)
+    trainer.add_callback(CheckCallback(trainer, request, session.answer.add_asserted))
+    return trainer

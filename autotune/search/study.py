@@ -1,0 +1,194 @@
+"""The study folder: its contract, its lock, its outputs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from autotune import __version__
+from autotune.errors import AutotuneError
+from autotune.spec.hardware import HardwareSpec
+from autotune.spec.model import ModelSpec
+from autotune.spec.training import DatasetSource
+from autotune.spec.workload import Workload
+
+CONTRACT_FILE = "study.json"
+SUMMARY_FILE = "summary.json"
+_LOCK_FILE = ".lock"
+_VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "optuna")
+_UNCOMPARED = {"command", "created", "name"}
+"""Fields of the contract that may differ between a study and the command that resumes it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contract:
+    """Everything that makes measurements of one study comparable."""
+
+    model: ModelSpec
+    base_model: str
+    """As the user called it."""
+    workload: Workload
+    hardware: HardwareSpec
+    device: str
+    strategies: Sequence[str]
+    micro_batches: Sequence[int] | None
+    cp_degrees: Sequence[int]
+    recompute: Sequence[str]
+    memory_limit_bytes: int | None
+    datasets: Sequence[DatasetSource]
+
+    def to_dict(self, name: str) -> dict[str, Any]:
+        """Return the JSON form that `study.json` holds."""
+        return {
+            "schema_version": 1,
+            "name": name,
+            "command": shlex.join(["autotune", *sys.argv[1:]]),
+            "model": {
+                "name": self.base_model,
+                "num_parameters": self.model.num_parameters,
+                "config": self.model.hf_config,
+            },
+            "workload": self.workload.model_dump(mode="json"),
+            "hardware": {
+                "device": self.device,
+                "gpu": self.hardware.gpu.name,
+                "num_gpus": self.hardware.num_gpus,
+                "memory_bytes": self.hardware.gpu.memory_bytes,
+                "fingerprint": fingerprint(self.hardware),
+            },
+            "strategies": list(self.strategies),
+            "micro_batches": list(self.micro_batches) if self.micro_batches else None,
+            "cp_degrees": list(self.cp_degrees),
+            "recompute": list(self.recompute),
+            "memory_limit_bytes": self.memory_limit_bytes,
+            "datasets": [source.model_dump(mode="json") for source in self.datasets],
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": _versions(),
+        }
+
+
+def fingerprint(hardware: HardwareSpec) -> str:
+    """Return a text that is equal on machines whose measurements may be compared."""
+    cpu = ""
+    if hardware.gpu.is_cpu:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip() + ", "
+                break
+    cores = len(os.sched_getaffinity(0))
+    return f"{hardware.num_gpus} x {hardware.gpu.name}, {cpu}{cores} cores"
+
+
+def open_study(folder: Path, contract: Contract) -> bool:
+    """Start a study in the folder, or resume the one that is there.
+
+    Returns:
+        Whether it is resumed.
+
+    Raises:
+        AutotuneError: the folder holds something else; nothing in it was touched.
+    """
+    wanted = contract.to_dict(folder.resolve().name)
+    file = folder / CONTRACT_FILE
+    if file.exists():
+        held = _read(file)
+        differ = [
+            key
+            for key in sorted(set(held) | set(wanted))
+            if key not in _UNCOMPARED and _comparable(held.get(key)) != _comparable(wanted.get(key))
+        ]
+        if differ:
+            shown = "; ".join(
+                _difference(key, held.get(key), wanted.get(key)) for key in differ[:3]
+            )
+            raise AutotuneError(
+                f"{folder} holds another study ({shown}). Its results were left as they are. "
+                "Give a new folder with --out, or the study's own command to resume it."
+            )
+        return True
+    if folder.exists() and any(p.name != _LOCK_FILE for p in folder.iterdir()):
+        raise AutotuneError(
+            f"{folder} is not empty and holds no study. Give a new folder with --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, wanted)
+    return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the study for this process alone; the kernel frees the lock when the process dies.
+
+    Raises:
+        AutotuneError: another search works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AutotuneError(
+                f"Another search is running in {folder}. Wait for it, or give another --out."
+            ) from error
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise AutotuneError(
+            f"{file} is not readable JSON ({error}). Give a new folder with --out."
+        ) from error
+    if not isinstance(held, dict):
+        raise AutotuneError(f"{file} is not a study. Give a new folder with --out.")
+    return held
+
+
+def _comparable(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _difference(key: str, held: Any, wanted: Any) -> str:
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        inner = [k for k in sorted(set(held) | set(wanted)) if held.get(k) != wanted.get(k)]
+        first = inner[0]
+        return f"{key}.{first} is {_short(held.get(first))} there, {_short(wanted.get(first))} here"
+    return f"{key} is {_short(held)} there, {_short(wanted)} here"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _versions() -> dict[str, str]:
+    found = {"autotune": __version__, "python": sys.version.split()[0]}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,304 @@
+"""The search loop: ask, launch, record, tell, until the space or the budget is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from autotune.plan import Plan
+from autotune.search.asker import Asker
+from autotune.search.space import Family
+from autotune.spec.training import DatasetSource
+from autotune.spec.workload import Workload
+from autotune.trial.launch import Ended, Limits, read_results, run_launch
+from autotune.trial.native_ops import build_native_ops
+from autotune.trial.outcome import read_rungs
+from autotune.trial.processes import kill_tagged
+from autotune.trial.protocol import (
+    REQUEST_FILE,
+    Measurement,
+    ModelSource,
+    Outcome,
+    Request,
+    Rung,
+    read_message,
+)
+from autotune.trial.record import TrialRecord
+from autotune.trial.store import RecordStore
+
+LAUNCHES = "launches"
+STUDY_VARIABLE = "AUTOTUNE_STUDY"
+
+_START_S = {"cpu": 90.0, "cuda": 180.0}
+"""Imports, process groups and a small model; larger models add to it."""
+_LOAD_BYTES_PER_S = 0.5e9
+_SAFETY = 8.0
+"""How many times its predicted time a launch may take: the first time model is rough."""
+_HANG_S = 120.0
+
+
+class Progress(Protocol):
+    """Where the search says what it does; see `autotune.report.console.LiveProgress`."""
+
+    def start(self, total_launches: int | None, budget_s: float | None) -> None: ...
+    def launch_started(self, n: int, description: str) -> None: ...
+    def rung_done(self, record: TrialRecord) -> None: ...
+    def launch_done(self, n: int) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What every launch of a study has in common."""
+
+    model: ModelSource
+    num_parameters: int
+    workload: Workload
+    device: str
+    memory_limit_bytes: int | None
+    datasets: Sequence[DatasetSource]
+    measurement: Measurement
+    seed: int = 42
+    trial_timeout_s: float | None = None
+    """Deadline of a launch; None derives it from the predicted time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """How the search ended."""
+
+    because: str
+    launches: int
+    elapsed_s: float
+    interrupted: bool = False
+
+
+class Tuner:
+    """Runs a study in a folder. All it knows is on disk, so a killed search can be resumed."""
+
+    def __init__(
+        self, folder: Path, families: Sequence[Family], job: Job, progress: Progress
+    ) -> None:
+        self._folder = folder
+        self._families = {family.name: family for family in families}
+        self._job = job
+        self._progress = progress
+        self.store = RecordStore(folder)
+        self._asker = Asker(folder, families, seed=job.seed)
+
+    def run(
+        self,
+        *,
+        max_launches: int | None,
+        budget_s: float | None,
+        after_launch: Callable[[Stopped], None],
+    ) -> Stopped:
+        """Search until a stop rule holds.
+
+        Args:
+            max_launches: Launches of the study, those before a resume included.
+            budget_s: Seconds of this call.
+            after_launch: Called after each launch, to bring summary and reports up to date.
+        """
+        started = time.monotonic()
+        self._recover()
+        self._progress.start(max_launches, budget_s)
+        try:
+            while True:
+                stopped = self._stop_rule(started, max_launches, budget_s)
+                if stopped is not None:
+                    return stopped
+                deadline = None if budget_s is None else started + budget_s
+                self._launch(self._asker.ask(self._untried()), deadline)
+                after_launch(self._stopped("still running", started))
+        except KeyboardInterrupt:
+            return replace(self._stopped("interrupted", started), interrupted=True)
+        finally:
+            self._progress.stop()
+
+    def _stop_rule(
+        self, started: float, max_launches: int | None, budget_s: float | None
+    ) -> Stopped | None:
+        if not self._untried():
+            return self._stopped("every configuration of the space was tried", started)
+        if max_launches is not None and self._num_launches() >= max_launches:
+            return self._stopped(f"{max_launches} launches done (--trials)", started)
+        if budget_s is not None and time.monotonic() - started >= budget_s:
+            return self._stopped("the time budget is spent (--budget)", started)
+        return None
+
+    def _stopped(self, because: str, started: float) -> Stopped:
+        return Stopped(
+            because=because,
+            launches=self._num_launches(),
+            elapsed_s=time.monotonic() - started,
+        )
+
+    def _untried(self) -> list[Family]:
+        return [family for family in self._families.values() if self._open_rungs(family)]
+
+    def _open_rungs(self, family: Family) -> list[Rung]:
+        """Return the rungs a launch of this family would still measure: none above a failure."""
+        rungs = []
+        for estimate in family.ladder:
+            record = self.store.get(estimate.plan.id)
+            if record is None:
+                plan = estimate.plan
+                rungs.append(
+                    Rung(
+                        micro_batch_size=plan.micro_batch_size,
+                        grad_accum_steps=plan.grad_accum_steps,
+                    )
+                )
+            elif record.outcome not in (Outcome.OK, Outcome.THRASH):
+                return []
+        return rungs
+
+    def _launch(self, family: Family, budget_ends: float | None) -> None:
+        number = self._num_launches() + 1
+        rungs = self._open_rungs(family)
+        folder = self._folder / LAUNCHES / f"{number:04d}-{family.name.replace(' ', '-')}"
+        request = self._request(family, rungs, folder)
+        sizes = ", ".join(str(rung.micro_batch_size) for rung in rungs)
+        self._progress.launch_started(number, f"{family.name}, micro batch {sizes}")
+        notes: list[str] = []
+        built_s = build_native_ops(request, folder, note=notes)
+        if built_s > 5:
+            notes.append(f"built native operators in {built_s:.0f} s")
+        limits = self._limits(family, rungs, budget_ends)
+        ended = run_launch(
+            request, folder, limits, environment={STUDY_VARIABLE: str(self._folder.resolve())}
+        )
+        if ended.outcome is Outcome.TIMEOUT and _cut_by_budget(limits, budget_ends):
+            ended = replace(ended, outcome=Outcome.INTERRUPTED, message="the time budget was spent")
+        records = self._record(family, request, ended, number, folder)
+        self._asker.tell(family, records)
+        for text in (*notes, *ended.notes):
+            self._progress.note(text)
+        for record in records:
+            self._progress.rung_done(record)
+        self._progress.launch_done(number)
+
+    def _record(
+        self, family: Family, request: Request, ended: Ended, number: int, folder: Path
+    ) -> list[TrialRecord]:
+        records = read_rungs(request, ended.results, ended.outcome, ended.message)
+        if ended.outcome is Outcome.INTERRUPTED:
+            records = [r for r in records if r.outcome is not Outcome.INTERRUPTED]
+        return self.store.add(
+            _with_prediction(record, family, number, folder, self._folder, ended)
+            for record in records
+        )
+
+    def _recover(self) -> None:
+        """Bring in what a dead search left behind: its ranks, its finished rungs, its open trial."""
+        kill_tagged(STUDY_VARIABLE, str(self._folder.resolve()))
+        for number, folder in enumerate(self._launch_folders(), start=1):
+            if not (folder / REQUEST_FILE).exists():
+                continue
+            request = read_message(Request, folder / REQUEST_FILE)
+            family = self._family_of(request)
+            known = [
+                rung
+                for rung in request.rungs
+                if self._plan_of(request, rung).id in self.store
+            ]
+            if family is None or len(known) == len(request.rungs):
+                continue
+            ended = Ended(
+                outcome=Outcome.INTERRUPTED,
+                message="the search was killed",
+                rank=None,
+                exit_codes=[],
+                elapsed_s=0.0,
+                results=read_results(folder, request),
+            )
+            found = self._record(family, request, ended, number, folder)
+            if found:
+                self._asker.tell(family, found)
+                self._progress.note(f"kept {len(found)} finished rungs of launch {number}")
+        closed = self._asker.recover(self.store.all())
+        if closed:
+            self._progress.note(f"closed {closed} trial(s) of a search that was killed")
+
+    def _plan_of(self, request: Request, rung: Rung) -> Plan:
+        return replace(
+            request.plan_object(),
+            micro_batch_size=rung.micro_batch_size,
+            grad_accum_steps=rung.grad_accum_steps,
+        )
+
+    def _family_of(self, request: Request) -> Family | None:
+        wanted = request.plan_object().family_id
+        return next(
+            (f for f in self._families.values() if f.ladder[0].plan.family_id == wanted), None
+        )
+
+    def _launch_folders(self) -> list[Path]:
+        parent = self._folder / LAUNCHES
+        return sorted(parent.iterdir()) if parent.is_dir() else []
+
+    def _num_launches(self) -> int:
+        return len(self._launch_folders())
+
+    def _request(self, family: Family, rungs: list[Rung], folder: Path) -> Request:
+        first = family.rung(rungs[0].micro_batch_size).plan
+        job = self._job
+        return Request(
+            launch_id=folder.name,
+            mode="trial",
+            model=job.model,
+            plan=first.to_dict(),
+            workload=job.workload,
+            device="cuda" if job.device == "cuda" else "cpu",
+            out_dir=str(folder),
+            rungs=rungs,
+            measurement=job.measurement,
+            memory_limit_bytes=job.memory_limit_bytes,
+            datasets=list(job.datasets),
+            seed=job.seed,
+        )
+
+    def _limits(self, family: Family, rungs: list[Rung], budget_ends: float | None) -> Limits:
+        job = self._job
+        if job.trial_timeout_s is not None:
+            deadline = job.trial_timeout_s
+        else:
+            measure = job.measurement
+            micro_steps = 0.0
+            for rung in rungs:
+                estimate = family.rung(rung.micro_batch_size)
+                micro_s = estimate.time.step_s / estimate.plan.grad_accum_steps
+                steps = measure.warmup_steps + measure.min_steps
+                # Accumulation 1 and up to 4 (see runner.ladder), plus the time a rung may fill.
+                micro_steps += 5 * steps * micro_s + 2 * measure.target_seconds
+            load = job.num_parameters * 4 / _LOAD_BYTES_PER_S
+            deadline = _START_S[job.device] + load + _SAFETY * micro_steps
+        if budget_ends is not None:
+            deadline = min(deadline, max(1.0, budget_ends - time.monotonic()))
+        return Limits(deadline_s=deadline, hang_s=_HANG_S)
+
+
+def _cut_by_budget(limits: Limits, budget_ends: float | None) -> bool:
+    return budget_ends is not None and time.monotonic() >= budget_ends - 1.0
+
+
+def _with_prediction(
+    record: TrialRecord, family: Family, number: int, folder: Path, study: Path, ended: Ended
+) -> TrialRecord:
+    estimate = family.rung(record.plan_object.micro_batch_size)
+    return replace(
+        record,
+        launch=number,
+        predicted_bytes=estimate.memory.total_bytes,
+        predicted_step_s=estimate.time.step_s,
+        predicted_tokens_per_s=estimate.time.tokens_per_s,
+        predicted_verdict=str(estimate.verdict),
+        launch_s=ended.elapsed_s,
+        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ended.elapsed_s)),
+        log_dir=str(folder.relative_to(study)),
+    )
