@@ -18,13 +18,15 @@ def data_dir(name: str) -> Traversable:
     shipped = files("autotune") / "_data" / name
     if shipped.is_dir():
         return shipped
-    raise FileNotFoundError(f"autotune data folder {name!r} is missing: looked in {shipped} and {checkout}")
+    raise FileNotFoundError(
+        f"autotune data folder {name!r} is missing: looked in {shipped} and {checkout}"
+    )
 
 
 def cache_dir() -> Path:
     """Return the folder for built native operators and knowledge of this machine.
 
-    ``AUTOTUNE_CACHE_DIR`` moves it; otherwise ``$XDG_CACHE_HOME/autotune`` or ``~/.cache/autotune``.
+    ``AUTOTUNE_CACHE_DIR`` moves it; else ``$XDG_CACHE_HOME/autotune`` or ``~/.cache/autotune``.
     """
     own = os.environ.get("AUTOTUNE_CACHE_DIR")
     if own:

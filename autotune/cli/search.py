@@ -195,7 +195,9 @@ def _recompute_modes(words: list[str] | None) -> list[str]:
     known = [str(mode) for mode in Recompute]
     unknown = [word for word in words or [] if word not in known]
     if unknown or words == []:
-        raise AutotuneError(f"--recompute {','.join(words or [])!r}: allowed are {', '.join(known)}.")
+        raise AutotuneError(
+            f"--recompute {','.join(words or [])!r}: allowed are {', '.join(known)}."
+        )
     return words or known
 
 

@@ -32,6 +32,8 @@ class AutotuneBlock(BaseModel):
     device: str | None = None
     hardware: dict[str, Any] = Field(default_factory=dict)
     """Fingerprint of the machine that was measured."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the libraries the search measured with."""
     plan_id: str | None = None
     """Id of the measured plan; it differs from the file's own plan once the file was edited."""
     measured: dict[str, Any] = Field(default_factory=dict)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.memory.activations import FP32, Regime, compute_bytes, regime_of
-from autotune.plan import Engine, Plan
+from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
@@ -130,7 +130,10 @@ def _ddp(
 ) -> ModelStates:
     autocast = regime_of(plan, workload.precision) is Regime.AUTOCAST
     gradients = FP32 * s.trainable
-    cast = s.width * (model.num_matmul_parameters + s.trainable * (s.trainable != s.total))
+    # Recompute drops a layer's casts with its activations; only the one at work has them.
+    layers = model.num_layers if plan.recompute is Recompute.NONE else 1
+    added = s.layer_trainable * (s.trainable != s.total)
+    cast = s.width * (layers * (model.num_matmul_parameters_per_layer + added) + s.head)
     return ModelStates(
         parameters=FP32 * s.total,
         optimizer=s.adam * s.trainable,

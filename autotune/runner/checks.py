@@ -1,8 +1,8 @@
 """After prepare: is what runs what was asked for?
 
-Several paths degrade without a word (FSDP2 on CPU becomes DDP, tensor parallelism is not applied, a
-context-parallel plan runs without it). A trial that measured the wrong engine is worse than one that
-failed, so every difference is an `InvalidRun`.
+Several paths degrade without a word (FSDP2 on CPU becomes DDP, tensor parallelism is not applied,
+a context-parallel plan runs without it). A trial that measured the wrong engine is worse than one
+that failed, so every difference is an `InvalidRunError`.
 """
 
 from __future__ import annotations

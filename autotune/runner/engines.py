@@ -119,7 +119,7 @@ def apply_numerics(trainer: Trainer, request: Request, plan: Plan) -> None:
 def enable_recompute(model: PreTrainedModel, plan: Plan) -> None:
     """Switch recomputation on, where the engine does not do it itself (FSDP2 does)."""
     if plan.recompute is Recompute.FULL and plan.engine is not Engine.FSDP2:
-        # ZeRO-3's released parameters have size 0, which the non-reentrant check takes for a change.
+        # ZeRO-3's released parameters have size 0: the non-reentrant check takes that for a change.
         reentrant = plan.zero_stage == 3
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         if reentrant:

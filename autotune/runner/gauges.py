@@ -108,7 +108,7 @@ def make_gauge(device: str) -> Gauge:
 
 
 def memory_outcome(error: BaseException) -> Outcome | None:
-    """Say whether an exception means that memory ran out; the child says so, nobody greps for it."""
+    """Say whether an exception means that memory ran out; the rank says so, nobody greps logs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Outcome.OOM
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OOM_TEXTS):

@@ -30,7 +30,7 @@ from autotune.trial.protocol import (
 )
 
 MAX_DIRECT_ACCUMULATION = 4
-"""A plan's accumulation up to this is measured as it is; above, 1 and 2 are measured and composed."""
+"""A plan's accumulation up to this is measured as it is; above, it is composed from 1 and 2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

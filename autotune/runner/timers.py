@@ -25,8 +25,9 @@ class StepTimer:
     """Collects the parts of each optimizer step.
 
     DeepSpeed runs its optimizer inside the last micro-step's backward: `optimizer_step` is then
-    entered within `micro_step`, and its time is taken off the micro-step's. Elsewhere the optimizer
-    part is what lies between the end of the last micro-step and `end_step`: clipping, step, zeroing.
+    entered within `micro_step`, and its time is taken off the micro-step's. Elsewhere the
+    optimizer part is what lies between the last micro-step's end and `end_step`: clipping, step,
+    zeroing.
     """
 
     def __init__(self, gauge: Gauge, *, enabled: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""A full run on this rank: the trial's path, with pretrained weights, evaluation and checkpoints."""
+"""A full run on this rank: the trial's path, with weights, evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class RunLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one line: the log's values, the step, and tokens/s since the last training line."""
+        """Append one line: the log's values, the step, tokens/s since the last training line."""
         if self._answer.rank != 0 or logs is None:
             return
         line: dict[str, Any] = {"step": state.global_step, **logs}

@@ -43,7 +43,7 @@ class AutotuneTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         # Trainer refuses an evaluation strategy without a data set; `evaluate` never reads this.
-        held_out = [] if eval_loader is not None else None
+        held_out: list[Batch] | None = [] if eval_loader is not None else None
         super().__init__(model=model, args=args, eval_dataset=held_out, callbacks=callbacks)
         # Tells Trainer that the loss is already normalised over the whole step.
         self.model_accepts_loss_kwargs = True
@@ -106,9 +106,7 @@ class AutotuneTrainer(Trainer):
                 one = torch.ones((), device=logits.device)
                 sums[0] += token_weighted_loss(logits, labels, one, 1).double()
                 sums[1] += (labels != IGNORED_LABEL).sum()
-                self.control = self.callback_handler.on_prediction_step(
-                    self.args, self.state, self.control
-                )
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train()
         self.last_evaluated_step = self.state.global_step
         if dist.is_initialized():
@@ -118,9 +116,7 @@ class AutotuneTrainer(Trainer):
             f"{metric_key_prefix}_tokens": float(sums[1]),
         }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _forward(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +127,7 @@ class AutotuneTrainer(Trainer):
         return outputs.logits, inputs["shift_labels"]
 
     def floating_point_ops(self, inputs: Batch) -> int:
-        """Skip Trainer's own count: ours is in `autotune.timing`, and this runs every micro-step."""
+        """Skip Trainer's own count, which runs every micro-step; ours is in `autotune.timing`."""
         return 0
 
 

@@ -80,7 +80,7 @@ def document_mask(document_ids: torch.Tensor) -> torch.Tensor:
 
 
 def _no_mask_of_their_own(*args: Any, **kwargs: Any) -> None:
-    """transformers would build a mask of the rank's own tokens only; ours is in CONTEXT."""
+    """Keep transformers from building a mask of the rank's own tokens; ours is in CONTEXT."""
     return None
 
 
@@ -136,7 +136,7 @@ def _gather_heads(x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
 
 
 class _AllToAll(torch.autograd.Function):
-    """Swap the leading dimension over the group; its own transpose, so backward is the same swap."""
+    """Swap the leading dimension over the group; its own transpose, so backward swaps alike."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

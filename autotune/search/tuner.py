@@ -43,12 +43,18 @@ _HANG_S = 120.0
 class Progress(Protocol):
     """Where the search says what it does; see `autotune.report.console.LiveProgress`."""
 
-    def start(self, total_launches: int | None, budget_s: float | None) -> None: ...
-    def launch_started(self, n: int, description: str) -> None: ...
-    def rung_done(self, record: TrialRecord) -> None: ...
-    def launch_done(self, n: int) -> None: ...
-    def note(self, text: str) -> None: ...
-    def stop(self) -> None: ...
+    def start(  # noqa: D102
+        self,
+        total_launches: int | None,
+        budget_s: float | None,
+        *,
+        known: Sequence[TrialRecord] = (),
+    ) -> None: ...
+    def launch_started(self, n: int, description: str) -> None: ...  # noqa: D102
+    def rung_done(self, record: TrialRecord) -> None: ...  # noqa: D102
+    def launch_done(self, n: int) -> None: ...  # noqa: D102
+    def note(self, text: str) -> None: ...  # noqa: D102
+    def stop(self) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +101,7 @@ class Tuner:
         *,
         max_launches: int | None,
         budget_s: float | None,
-        after_launch: Callable[[Stopped], None],
+        after_launch: Callable[[Stopped], object],
     ) -> Stopped:
         """Search until a stop rule holds.
 
@@ -106,7 +112,7 @@ class Tuner:
         """
         started = time.monotonic()
         self._recover()
-        self._progress.start(max_launches, budget_s)
+        self._progress.start(max_launches, budget_s, known=self.store.all())
         try:
             while True:
                 stopped = self._stop_rule(started, max_launches, budget_s)
@@ -195,7 +201,7 @@ class Tuner:
         )
 
     def _recover(self) -> None:
-        """Bring in what a dead search left behind: its ranks, its finished rungs, its open trial."""
+        """Bring in what a dead search left: its ranks, its finished rungs, its open trial."""
         kill_tagged(STUDY_VARIABLE, str(self._folder.resolve()))
         for number, folder in enumerate(self._launch_folders(), start=1):
             if not (folder / REQUEST_FILE).exists():
@@ -203,9 +209,7 @@ class Tuner:
             request = read_message(Request, folder / REQUEST_FILE)
             family = self._family_of(request)
             known = [
-                rung
-                for rung in request.rungs
-                if self._plan_of(request, rung).id in self.store
+                rung for rung in request.rungs if self._plan_of(request, rung).id in self.store
             ]
             if family is None or len(known) == len(request.rungs):
                 continue

@@ -102,7 +102,8 @@ def run_launch(
     ranks: list[_Rank] = []
     try:
         for number in range(world):
-            ranks.append(_start(number, folder, variables))
+            # One by one: should the next start fail, those before it must be stopped.
+            ranks.append(_start(number, folder, variables))  # noqa: PERF401
         verdict = _watch(ranks, folder, limits, started, on_tick)
     finally:
         _stop(ranks)
@@ -147,7 +148,7 @@ def rank_environment(request: Request, folder: Path, tag: str, world: int) -> di
 
 
 def native_ops_dir() -> Path:
-    """Return where DeepSpeed's native operators are built: our own folder, so its locks are ours."""
+    """Return where DeepSpeed's native operators are built: a folder of ours, so its locks are."""
     return cache_dir() / "torch_extensions"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,7 @@ from autotune.plan import Plan
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 REQUEST_FILE = "request.json"
 LOG_FILE = "log.jsonl"
 
@@ -115,7 +115,7 @@ class RungResult(_Message):
 
 
 class AccumulationResult(_Message):
-    """Counted optimizer steps at one accumulation; one list entry a step unless it says otherwise."""
+    """Counted optimizer steps at one accumulation; a list entry a step unless it says otherwise."""
 
     grad_accum_steps: int
     step_s: list[float]

@@ -25,7 +25,7 @@ class TrialRecord:
     plan: dict[str, Any]
     """`Plan.to_dict()`; flattened to `plan_*` columns in the CSV."""
     tokens_per_s: float | None = None
-    """Valid tokens a second over all ranks, for the whole optimizer step at the plan's accumulation."""
+    """Valid tokens a second over all ranks: whole optimizer steps at the plan's accumulation."""
     step_s: float | None = None
     """Optimizer step at the plan's accumulation, slowest rank."""
     step_s_low: float | None = None
@@ -36,7 +36,7 @@ class TrialRecord:
     sync_micro_step_s: float | None = None
     optimizer_step_s: float | None = None
     measured_accum_steps: tuple[int, ...] = ()
-    """Accumulations that really ran; `step_s` is composed from them when the plan's is not among them."""
+    """Accumulations that ran; `step_s` is composed from them when the plan's is not among them."""
     peak_allocated_bytes: int | None = None
     """Largest over ranks and accumulations."""
     peak_reserved_bytes: int | None = None

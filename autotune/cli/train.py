@@ -1,0 +1,125 @@
+"""`autotune train`: the full run a configuration describes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from autotune.cli.data import add_data_arguments, dataset_from
+from autotune.cli.options import positive_int
+from autotune.errors import AutotuneError, NothingFitsError
+
+if TYPE_CHECKING:
+    from autotune.config import RunConfig
+    from autotune.spec.training import DatasetSource
+    from autotune.trial.protocol import Request
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the verb takes."""
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.yml", help="best.yml, or an Axolotl configuration"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=positive_int,
+        metavar="N",
+        help="ranks (default: the number the search measured on, or the file's own mesh)",
+    )
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], help="default: the one the search measured on"
+    )
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: the file's own")
+    add_data_arguments(parser)
+    run_group = parser.add_argument_group("overrides of the file")
+    run_group.add_argument("--max-steps", type=positive_int, metavar="N")
+    run_group.add_argument("--learning-rate", type=float, metavar="LR")
+    run_group.add_argument("--save-steps", type=positive_int, metavar="N")
+    run_group.add_argument("--eval-steps", type=positive_int, metavar="N")
+    run_group.add_argument(
+        "--val-set-size", type=float, metavar="X", help="share (below 1) or number of sequences"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="CHECKPOINT",
+        help="go on from the last checkpoint, or from the one given",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on stdout at the end"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; the log is shown as it is written."""
+    from autotune.config import load_config
+    from autotune.training import TrainLog, train
+
+    config = load_config(args.config)
+    request = _request(args, config)
+    log = TrainLog(Path(request.out_dir), sys.stderr)
+    log.announce(request)
+    ended = train(request, log)
+    if ended.message:
+        raise NothingFitsError(ended.message)
+    if args.json:
+        sys.stdout.write(json.dumps(ended.document, indent=1) + "\n")
+    else:
+        sys.stdout.write(f"Trained {ended.document['steps']} steps: {request.out_dir}\n")
+    return 0
+
+
+def _request(args: argparse.Namespace, config: RunConfig) -> Request:
+    from autotune.rules import check_plan
+    from autotune.spec.hardware import detect_hardware
+    from autotune.training import check_output_folder, last_checkpoint, make_request
+
+    device: Literal["cuda", "cpu"] = (
+        "cpu" if (args.device or config.autotune.device) == "cpu" else "cuda"
+    )
+    num_gpus = args.gpus or config.num_gpus or 1
+    hardware = detect_hardware(num_gpus, device)
+    out_dir = args.output_dir or Path(config.output_dir)
+    datasets = _datasets(args, config)
+    settings = config.train.model_copy(update=_overrides(args))
+    if args.resume is not None:
+        checkpoint = Path(args.resume) if args.resume else last_checkpoint(out_dir)
+        settings = settings.model_copy(update={"resume_from": str(checkpoint)})
+    else:
+        check_output_folder(out_dir)
+    plan = config.plan(num_gpus)
+    workload = config.workload_on(num_gpus)
+    broken = check_plan(plan, config.model, workload, hardware)
+    if broken:
+        raise AutotuneError(
+            f"{args.config}: [{broken[0].code}] {broken[0].message} {broken[0].hint}"
+        )
+    return make_request(
+        config,
+        plan=plan,
+        workload=workload,
+        device=device,
+        out_dir=out_dir,
+        datasets=datasets,
+        settings=settings,
+    )
+
+
+def _datasets(args: argparse.Namespace, config: RunConfig) -> list[DatasetSource]:
+    given = dataset_from(args)
+    datasets = [given] if given else list(config.datasets)
+    if not datasets:
+        raise AutotuneError(
+            f"{args.config} names no datasets. Give the data with --data PATH, or add a "
+            "`datasets:` list to the file."
+        )
+    return datasets
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, object]:
+    names = ("max_steps", "learning_rate", "save_steps", "eval_steps", "val_set_size")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -1,0 +1,202 @@
+"""A full run seen from outside: its request, its output folder, its log."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from autotune.config import RunConfig
+from autotune.errors import AutotuneError
+from autotune.plan import Plan
+from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.workload import Workload
+from autotune.trial.launch import Ended, Limits, run_launch
+from autotune.trial.native_ops import build_native_ops
+from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Request
+
+LAUNCHES = "launches"
+RUN_FILE = "run.json"
+_HANG_S = 1800.0
+"""NCCL's own watchdog waits as long."""
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """How a run ended."""
+
+    message: str
+    """Empty when it reached its end."""
+    document: dict[str, Any] = field(default_factory=dict)
+
+
+def make_request(
+    config: RunConfig,
+    *,
+    plan: Plan,
+    workload: Workload,
+    device: str,
+    out_dir: Path,
+    datasets: Sequence[DatasetSource],
+    settings: TrainSettings,
+) -> Request:
+    """Return the request of a full run."""
+    model = config.model
+    return Request(
+        launch_id=out_dir.resolve().name or "run",
+        mode="train",
+        model=ModelSource(
+            name=model.name,
+            config=model.hf_config,
+            weights=model.weights,
+            tokenizer=model.tokenizer,
+        ),
+        plan=plan.to_dict(),
+        workload=workload,
+        device="cuda" if device == "cuda" else "cpu",
+        out_dir=str(out_dir.resolve()),
+        datasets=list(datasets),
+        test_datasets=list(config.test_datasets),
+        train=settings,
+        seed=config.seed,
+    )
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        AutotuneError: the folder holds a run's log, weights or checkpoints.
+    """
+    held = [name for name in (LOG_FILE, RUN_FILE, "model.safetensors") if (folder / name).exists()]
+    held += [path.name for path in _checkpoints(folder)][-1:]
+    if held:
+        raise AutotuneError(
+            f"{folder} holds another run ({', '.join(held)}); nothing was overwritten. Go on with "
+            "it by --resume, or give another --output-dir."
+        )
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint with the most steps.
+
+    Raises:
+        AutotuneError: there is none.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        raise AutotuneError(
+            f"There is no checkpoint in {folder}. Train without --resume first, with save_steps "
+            "in the file or --save-steps."
+        )
+    return found[-1]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
+    whole = [(int(m[1]), path) for m, path in named if m and (path / "trainer_state.json").exists()]
+    return [path for _, path in sorted(whole)]
+
+
+def train(request: Request, log: TrainLog) -> Trained:
+    """Run the request to its end and return how it went."""
+    out_dir = Path(request.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    number = len(list(out_dir.glob(f"{LAUNCHES}/*"))) + 1
+    folder = out_dir / LAUNCHES / f"{number:04d}"
+    build_native_ops(request, folder)
+    ended = run_launch(
+        request, folder, Limits(deadline_s=None, hang_s=_HANG_S), on_tick=log.show_new
+    )
+    log.show_new(now=True)
+    document = {"outcome": str(ended.outcome), "output_dir": request.out_dir, "steps": 0}
+    document |= _from_ranks(ended)
+    (out_dir / RUN_FILE).write_text(json.dumps(document, indent=1) + "\n")
+    message = "" if ended.outcome is Outcome.OK else _why(ended, request, folder)
+    return Trained(message=message, document=document)
+
+
+def _from_ranks(ended: Ended) -> dict[str, Any]:
+    if not ended.results:
+        return {}
+    first = ended.results[0]
+    values = dict(first.train)
+    for name in ("host_peak_bytes_after_load", "host_peak_bytes"):
+        peaks = [result.train[name] for result in ended.results if name in result.train]
+        if peaks:
+            values[name] = max(peaks)
+    return values | {"asserted": first.asserted, "versions": first.versions}
+
+
+def _why(ended: Ended, request: Request, folder: Path) -> str:
+    """Say what stopped the run and what to do about it."""
+    if ended.outcome in (Outcome.OOM, Outcome.HOST_OOM):
+        hint = (
+            "Lower micro_batch_size and raise gradient_accumulation_steps alike, or set "
+            "gradient_checkpointing: true; --resume goes on from the last checkpoint."
+        )
+    else:
+        hint = f"The ranks' logs are in {folder}."
+    return f"The run stopped ({ended.outcome}): {ended.message.strip().rstrip('.')}. {hint}"
+
+
+class TrainLog:
+    """Shows a run's JSON log lines as they appear, one line each."""
+
+    def __init__(self, out_dir: Path, stream: TextIO) -> None:
+        self._path = out_dir / LOG_FILE
+        self._stream = stream
+        self._position = self._path.stat().st_size if self._path.exists() else 0
+        self._looked = 0.0
+
+    def announce(self, request: Request) -> None:
+        """Say what is about to run."""
+        plan, workload = request.plan_object(), request.workload
+        start = "random weights" if request.model.weights is None else request.model.weights
+        resumed = f", from {request.train.resume_from}" if (
+            request.train and request.train.resume_from) else ""  # fmt: skip
+        self._stream.write(
+            f"Training {request.model.name} ({start}) with {plan.describe()} on {plan.world_size} "
+            f"{request.device} ranks, sequence {workload.seq_len}, global batch "
+            f"{workload.global_batch_size}{resumed}; output in {request.out_dir}\n"
+        )
+
+    def show_new(self, *, now: bool = False) -> None:
+        """Print the lines written since the last call; looks twice a second, or `now`."""
+        if not now and time.monotonic() - self._looked < 0.5:
+            return
+        self._looked = time.monotonic()
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for line in whole.decode().splitlines():
+            self._stream.write(_words(json.loads(line)) + "\n")
+        self._stream.flush()
+
+
+def _words(row: dict[str, Any]) -> str:
+    step = f"step {row['step']}"
+    if "eval_loss" in row:
+        return f"{step}: held-out loss {row['eval_loss']:.4f} over {row['eval_tokens']:.0f} tokens"
+    if "loss" not in row:
+        rest = ", ".join(f"{key} {value}" for key, value in row.items() if key != "step")
+        return f"{step}: {rest}"
+    parts = [f"{step}: loss {row['loss']:.4f}"]
+    if "grad_norm" in row:
+        parts.append(f"gradient norm {row['grad_norm']:.3f}")
+    if "learning_rate" in row:
+        parts.append(f"lr {row['learning_rate']:.2e}")
+    if "tokens_per_s" in row:
+        parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")
+    return ", ".join(parts)
