@@ -1,0 +1,202 @@
+from dataclasses import replace
+
+import pytest
+
+from autotune.memory import Verdict, estimate_memory, fit_probability, verdict
+from autotune.memory.activations import count_activations
+from autotune.memory.states import model_states
+from autotune.plan import Engine, Plan, Recompute
+from autotune.planner import make_plan
+from autotune.spec.hardware import load_hardware
+from autotune.spec.model import load_model
+from autotune.spec.strategy import load_strategies
+from autotune.spec.workload import Lora, Precision, Workload
+from autotune.units import GIB, MIB
+
+MODEL = load_model("qwen3-8b")
+P = MODEL.num_parameters
+WORKLOAD = Workload(seq_len=4096, packing=False)
+HARDWARE = load_hardware("h100-sxm", 8)
+STRATEGIES = {s.name: s for s in load_strategies()}
+
+
+def plan(name, **values):
+    values = {"grad_accum_steps": 1} | values
+    cp = values.pop("cp", 1)
+    recompute = values.pop("recompute", Recompute.NONE)
+    return replace(make_plan(STRATEGIES[name], HARDWARE, cp=cp, recompute=recompute), **values)
+
+
+def estimate(name, workload=WORKLOAD, model=MODEL, hardware=HARDWARE, **values):
+    return estimate_memory(model, workload, plan(name, **values), hardware)
+
+
+def states(name, workload=WORKLOAD, **values):
+    return model_states(MODEL, workload, plan(name, **values), HARDWARE)
+
+
+# Bytes a parameter of parameters + optimizer (+ master) + gradients at the step, 8 ranks; ZeRO
+# (arXiv:1910.02054) with the fp32 gradients of the numerics contract.
+@pytest.mark.parametrize(
+    ("name", "bytes_per_parameter"),
+    [
+        ("ddp", 4 + 8 + 4),
+        ("zero1", 2 + 12 / 8 + 4),
+        ("zero2", 2 + 16 / 8),
+        ("zero3", 18 / 8),
+        ("fsdp2", 16 / 8),
+        ("fsdp2_no_reshard", 16 / 8),
+        ("hsdp", 16 / 4),
+        ("zero2_offload_optimizer", 2),
+        ("zero3_offload_optimizer", 2 / 8),
+        ("zero3_offload_params", 0),
+        ("fsdp2_offload", 0),
+    ],
+)
+def test_model_states(name, bytes_per_parameter):
+    s = states(name)
+    total = s.parameters + s.optimizer + s.gradients_step
+    assert total == pytest.approx(bytes_per_parameter * P, rel=1e-6, abs=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulation", "bytes_per_parameter"),
+    [
+        ("zero2_offload_optimizer", 1, 16),
+        ("zero2_offload_optimizer", 2, 20),
+        ("zero3_offload_params", 1, 18),
+        ("fsdp2_offload", 1, 16),
+        ("zero3", 1, 0),
+    ],
+)
+def test_host_memory(name, accumulation, bytes_per_parameter):
+    host = states(name, grad_accum_steps=accumulation).host
+    assert host * 8 == pytest.approx(bytes_per_parameter * P, rel=1e-6, abs=512)
+
+
+def test_accumulation_without_sync_holds_whole_gradients_on_fsdp2():
+    assert states("fsdp2", grad_accum_steps=2).gradients_later == 4 * P
+    assert states("fsdp2", grad_accum_steps=1).gradients_later == 0
+    assert states("zero2", grad_accum_steps=2).gradients_later == pytest.approx(4 * P / 8, rel=1e-6)
+
+
+def test_keeping_gathered_parameters_costs_two_bytes_each():
+    more = states("fsdp2_no_reshard").gathered_backward - states("fsdp2").gathered_backward
+    others = MODEL.num_layers - 1
+    assert more == 2 * others * MODEL.num_parameters_per_layer
+
+
+def test_a_qwen3_8b_layer_saves_841_mib():
+    # What saved_tensors_hooks count on the real model: batch 1, sequence 4096, bf16, causal kernel.
+    layer = count_activations(MODEL, WORKLOAD, plan("zero2")).layer
+    assert layer / MIB == pytest.approx(841, abs=1)
+
+
+def test_packing_adds_masks_and_repeated_heads():
+    packed = WORKLOAD.model_copy(update={"packing": True})
+    plain_layer = count_activations(MODEL, WORKLOAD, plan("zero2")).layer
+    packed_layer = count_activations(MODEL, packed, plan("zero2"))
+    repeated = 4096 * 2 * 2 * (MODEL.query_size - MODEL.kv_size)
+    assert packed_layer.layer - plain_layer == 2 * 4096**2 + repeated
+    assert packed_layer.mask == 4096**2
+
+
+def test_recompute_keeps_inputs_alone():
+    activations = count_activations(MODEL, WORKLOAD, plan("zero2"))
+    everything = activations.kept(36, Recompute.NONE)
+    inputs = activations.kept(36, Recompute.FULL)
+    assert everything > 36 * activations.layer
+    assert inputs - activations.head == 36 * 4096 * 4096 * 2
+    none, full = estimate("zero2"), estimate("zero2", recompute=Recompute.FULL)
+    assert none.instants["loss"] - full.instants["loss"] == everything - inputs
+    # Backward holds one layer in full beside the inputs.
+    saved = none.instants["backward"] - full.instants["backward"]
+    assert saved == everything - inputs - activations.layer
+
+
+def test_sequence_parallel_divides_what_tokens_cost():
+    one = count_activations(MODEL, WORKLOAD, plan("zero3"))
+    two = count_activations(MODEL, WORKLOAD, plan("zero3", cp=2))
+    assert two.logits_loss == one.logits_loss // 2
+    # The exchanged attention output is one copy more.
+    assert two.layer == (one.layer + 4096 * 2 * MODEL.query_size) // 2
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_totals(name):
+    one = estimate(name, grad_accum_steps=4)
+    assert one.total_bytes == max(one.instants.values()) == one.instants[one.peak_instant]
+    low, high = one.interval_bytes
+    assert low < one.total_bytes < high
+    assert min(one.components.values()) >= 0
+    assert one.allocator_bytes < one.total_bytes
+    assert estimate(name, micro_batch_size=2, grad_accum_steps=4).total_bytes > one.total_bytes
+    fewer = estimate(name, grad_accum_steps=1).total_bytes
+    assert fewer <= one.total_bytes
+
+
+def test_lora_trains_little():
+    workload = WORKLOAD.model_copy(update={"adapter": Lora(r=16)})
+    added = MODEL.num_adapter_parameters(workload.adapter)
+    s = states("zero2", workload)
+    assert s.parameters == 2 * (P + added)
+    assert s.optimizer == pytest.approx(12 * added / 8, rel=1e-6)
+    assert estimate("zero2", workload).total_bytes < estimate("zero2").total_bytes
+
+
+def test_fp32_needs_more_than_bf16():
+    fp32 = WORKLOAD.model_copy(update={"precision": Precision.FP32})
+    for name in ("zero2", "zero3", "fsdp2"):
+        assert estimate(name, fp32).total_bytes > estimate(name).total_bytes
+
+
+def test_logits_peak_is_twelve_bytes():
+    activations = count_activations(MODEL, WORKLOAD, plan("zero2"))
+    assert activations.logits_loss == 12 * 4096 * MODEL.vocab_size
+    assert activations.logits_forward == 10 * 4096 * MODEL.vocab_size
+
+
+def test_offload_saves_nothing_where_the_device_is_the_host():
+    cpu = load_hardware("cpu", 8)
+    tiny = load_model("tiny-qwen3")
+    moved = estimate("zero2_offload_optimizer", model=tiny, hardware=cpu)
+    assert moved.host_bytes == 0 and moved.components["offloaded"] > 0
+    assert moved.components["framework"] == 0 and moved.components["allocator"] > 0
+
+
+def test_bucket_size_counts():
+    small = estimate("zero2", bucket_elements=1_000_000)
+    large = estimate("zero2", bucket_elements=500_000_000)
+    assert large.components["buckets"] - small.components["buckets"] == 2 * 4 * 499_000_000
+
+
+def test_verdict_follows_the_probability():
+    memory = estimate("zero3")
+    at = {
+        factor: fit_probability(
+            memory,
+            replace(
+                HARDWARE,
+                gpu=replace(HARDWARE.gpu, memory_bytes=int(memory.total_bytes * factor)),
+            ),
+        )
+        for factor in (0.5, 1.0, 2.0)
+    }
+    assert at[1.0] == pytest.approx(0.5, abs=1e-6)
+    assert [verdict(at[f]) for f in (0.5, 1.0, 2.0)] == [
+        Verdict.OOM, Verdict.AT_RISK, Verdict.FITS,
+    ]  # fmt: skip
+
+
+def test_host_memory_decides_too():
+    memory = estimate("zero3_offload_params")
+    assert verdict(fit_probability(memory, HARDWARE)) is Verdict.FITS
+    poor = replace(HARDWARE, host_memory_bytes=4 * GIB)
+    assert verdict(fit_probability(memory, poor)) is Verdict.OOM
+
+
+def test_ddp_world_one_has_no_buckets():
+    one = load_hardware("h100-sxm", 1)
+    alone = Plan(strategy="ddp", engine=Engine.DDP)
+    assert model_states(MODEL, WORKLOAD, alone, one).buckets == 0
+    assert states("ddp").buckets == 4 * P

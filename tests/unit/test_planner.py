@@ -1,0 +1,106 @@
+import json
+
+import pytest
+
+from autotune.errors import AutotuneError, NothingFitsError
+from autotune.memory import Verdict
+from autotune.plan import Plan, Recompute
+from autotune.planner import enumerate_plans, rank_plans
+from autotune.rules import check_plan
+from autotune.spec.hardware import load_hardware
+from autotune.spec.model import load_model
+from autotune.spec.strategy import load_strategies
+from autotune.spec.workload import Lora, Workload
+from autotune.units import GIB
+
+MODEL = load_model("qwen3-8b")
+WORKLOAD = Workload()
+H100 = load_hardware("h100-sxm", 8)
+ALL = load_strategies()
+
+
+def rank(model=MODEL, workload=WORKLOAD, hardware=H100, strategies=ALL, **values):
+    return rank_plans(model, workload, hardware, strategies, **values)
+
+
+def test_order_and_completeness():
+    ranking = rank()
+    assert ranking.space_size == len(ranking.candidates) + len(ranking.rejected)
+    order = [list(Verdict).index(e.verdict) for e in ranking.candidates]
+    assert order == sorted(order) and ranking.candidates[0].verdict is Verdict.FITS
+    fitting = [e.time.tokens_per_s for e in ranking.candidates if e.verdict is Verdict.FITS]
+    assert fitting == sorted(fitting, reverse=True)
+    assert len({e.plan.id for e in ranking.candidates}) == len(ranking.candidates)
+    assert all(e.plan.global_batch_size == 64 and not e.violations for e in ranking.candidates)
+    assert {r.code for r in ranking.rejected} == {"AT107", "AT116"}
+
+
+def test_no_legal_plan_of_the_space_is_missing():
+    tiny, four = load_model("tiny-qwen3"), load_hardware("h100", 4)
+    workload = Workload(global_batch_size=12)
+    plans = set(enumerate_plans(tiny, workload, four, load_strategies(["zero2"])))
+    batches = {(p.cp, p.micro_batch_size, p.grad_accum_steps) for p in plans}
+    assert batches == {
+        (1, 1, 3), (1, 3, 1),
+        (2, 1, 6), (2, 2, 3), (2, 6, 1),
+        (4, 1, 12), (4, 2, 6), (4, 4, 3), (4, 12, 1),
+    }  # fmt: skip
+    assert all(not check_plan(p, tiny, workload, four) for p in plans)
+
+
+def test_given_micro_batches():
+    plans = enumerate_plans(
+        MODEL, WORKLOAD, H100, load_strategies(["zero2"]), micro_batches=[1, 3, 8],
+        cp_degrees=[1], recompute=[Recompute.NONE],
+    )  # fmt: skip
+    assert [(p.micro_batch_size, p.grad_accum_steps) for p in plans] == [(1, 8), (8, 1)]
+    (refused,) = enumerate_plans(
+        MODEL, WORKLOAD, H100, load_strategies(["zero2"]), micro_batches=[3],
+        cp_degrees=[1], recompute=[Recompute.NONE],
+    )  # fmt: skip
+    assert [v.code for v in check_plan(refused, MODEL, WORKLOAD, H100)] == ["AT104"]
+
+
+def test_less_memory_never_helps():
+    tight = load_hardware("h100-sxm", 8, 40 * GIB)
+    roomy, small = rank(), rank(hardware=tight)
+    assert small.candidates[0].memory.total_bytes < 40 * GIB
+    assert small.candidates[0].time.tokens_per_s < roomy.candidates[0].time.tokens_per_s
+
+
+def test_all_refused_says_the_nearest_batches():
+    with pytest.raises(AutotuneError, match="Nearest that do: 16 or 24") as caught:
+        rank(workload=Workload(global_batch_size=17))
+    assert caught.value.exit_code == 2
+    with pytest.raises(AutotuneError, match=r"AT113.*wqkv"):
+        rank(workload=Workload(adapter=Lora(target_modules=("wqkv",))))
+
+
+def test_nothing_fits_names_the_closest_and_the_gap():
+    with pytest.raises(NothingFitsError) as caught:
+        rank(load_model("llama-3.1-70b"), strategies=load_strategies(["ddp", "zero2"]))
+    assert caught.value.exit_code == 1
+    assert "Closest: zero2" in str(caught.value) and "GiB too much" in str(caught.value)
+
+
+def test_host_memory_can_be_what_misses():
+    small = load_hardware("a100-40gb", 1)
+    with pytest.raises(NothingFitsError, match="host memory on each node"):
+        rank(load_model("llama-3.1-70b"), hardware=small)
+
+
+def test_json_form_round_trips():
+    best = rank().candidates[0]
+    document = json.loads(json.dumps(best.to_dict(MODEL)))
+    assert Plan.from_dict(document["plan"]) == best.plan
+    assert set(document) == {
+        "model", "plan", "world_size", "memory", "time", "verdict", "fit_probability",
+        "violations",
+    }  # fmt: skip
+    assert {"total_bytes", "interval_bytes", "components", "peak_instant"} <= set(
+        document["memory"]
+    )
+    assert sum(document["memory"]["components"].values()) == document["memory"]["total_bytes"]
+    assert {"step_s", "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "components"} == set(
+        document["time"]
+    )

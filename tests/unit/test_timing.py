@@ -1,0 +1,117 @@
+from dataclasses import replace
+
+import pytest
+
+from autotune.plan import Recompute
+from autotune.planner import make_plan
+from autotune.spec.hardware import load_hardware
+from autotune.spec.model import load_model
+from autotune.spec.strategy import load_strategies
+from autotune.spec.workload import Lora, Workload
+from autotune.timing import collective_s, estimate_time
+
+MODEL = load_model("qwen3-8b")
+WORKLOAD = Workload(seq_len=4096, global_batch_size=64, packing=False)
+H100 = load_hardware("h100-sxm", 8)
+NODES = load_hardware("h100-sxm", 32)
+STRATEGIES = {s.name: s for s in load_strategies()}
+
+
+def estimate(name, workload=WORKLOAD, hardware=H100, cp=1, micro=1, recompute=Recompute.NONE):
+    plan = make_plan(STRATEGIES[name], hardware, cp=cp, recompute=recompute)
+    per_rank = workload.global_batch_size // plan.data_parallel_size
+    plan = replace(plan, micro_batch_size=micro, grad_accum_steps=per_rank // micro)
+    return estimate_time(MODEL, workload, plan, hardware)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_parts_add_up(name):
+    time = estimate(name)
+    assert time.step_s == pytest.approx(sum(time.components.values()))
+    assert min(time.components.values()) >= 0
+    assert time.tokens_per_s == pytest.approx(4096 * 64 / time.step_s)
+    assert 0 < time.mfu < 0.75  # the assumed efficiency of matrix products
+
+
+def test_model_flops_are_six_a_weight_plus_attention():
+    flops = estimate("zero2").model_flops_per_step / (4096 * 64)
+    weights = 6 * (MODEL.num_parameters - MODEL.num_embedding_parameters)
+    attention = 6 * MODEL.num_layers * MODEL.query_size * 4096  # causal half of PaLM's 12
+    assert flops == pytest.approx(weights + attention, rel=1e-3)
+
+
+def test_recompute_costs_a_forward_of_the_layers():
+    none, full = estimate("zero2"), estimate("zero2", recompute=Recompute.FULL)
+    assert none.recompute_s == 0
+    assert 0.2 < full.recompute_s / none.compute_s < 1 / 3
+    assert full.mfu < none.mfu
+
+
+def test_accumulation_multiplies_zero3_and_not_ddp():
+    def total(name, micro):
+        time = estimate(name, hardware=NODES, micro=micro)
+        return time.communication_s + time.hidden_communication_s
+
+    assert total("zero3", 1) == pytest.approx(2 * total("zero3", 2), rel=0.01)
+    assert total("ddp", 1) == pytest.approx(total("ddp", 2))
+    # FSDP2 gathers each micro-step and reduces once, ZeRO-3 reduces each time.
+    assert total("fsdp2", 1) < total("zero3", 1)
+    assert total("fsdp2_no_reshard", 1) < total("fsdp2", 1)
+
+
+def test_hybrid_shards_keep_gathers_off_the_network():
+    slow = replace(NODES, inter_node=replace(NODES.inter_node, bytes_per_s=5e9))
+    hybrid, full = estimate("hsdp", hardware=slow), estimate("fsdp2", hardware=slow)
+    assert hybrid.communication_s < full.communication_s
+
+
+def test_ring_formula():
+    nbytes, link = 8e9, H100.intra_node
+    ideal = nbytes * 7 / 8 / (link.bytes_per_s * 0.75)
+    one = collective_s(nbytes, 8, 1, H100, 1)
+    assert one == pytest.approx(ideal + 8.4e-6 + 7 * link.alpha_s)
+    assert collective_s(nbytes, 8, 1, H100, 10) > one
+    assert collective_s(nbytes, 1, 1, H100, 10) == 0
+
+
+def test_a_group_over_nodes_has_a_network_card_for_each_member_in_a_node():
+    nbytes = 8e9
+    nic = NODES.inter_node.bytes_per_s * 0.75
+    whole = collective_s(nbytes, 32, 1, NODES, 1)
+    one_each = collective_s(nbytes, 4, 8, NODES, 1)
+    assert whole == pytest.approx(nbytes * 31 / 32 / (8 * nic), rel=0.01)
+    assert one_each == pytest.approx(nbytes * 3 / 4 / nic, rel=0.01)
+
+
+def test_offload_pays_for_the_host():
+    near, far = estimate("zero2"), estimate("zero2_offload_optimizer")
+    assert far.optimizer_s > 5 * near.optimizer_s
+    assert far.offload_s > 0 == near.offload_s
+
+
+def test_sequence_parallel_pays_for_its_exchange():
+    assert estimate("zero3", cp=2).communication_s > estimate("zero3").communication_s
+
+
+def test_lora_skips_the_weight_gradients():
+    lora = WORKLOAD.model_copy(update={"adapter": Lora()})
+    ratio = estimate("zero2", lora).compute_s / estimate("zero2").compute_s
+    assert 2 / 3 < ratio < 0.9
+
+
+def test_masked_attention_is_slower():
+    packed = WORKLOAD.model_copy(update={"packing": True})
+    assert estimate("zero2", packed).compute_s > 1.1 * estimate("zero2").compute_s
+
+
+def test_short_sequences_wait_for_the_host():
+    short = Workload(seq_len=64, global_batch_size=64, packing=False)
+    alone = load_hardware("h100-sxm", 1)
+    assert estimate("zero1", short, alone).launch_s > 0
+    assert estimate("zero1", hardware=alone).launch_s == 0
+
+
+def test_nothing_overlaps_on_cpu_ranks():
+    cpu = load_hardware("cpu", 8)
+    time = estimate("zero3", hardware=cpu)
+    assert time.hidden_communication_s == 0
