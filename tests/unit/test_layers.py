@@ -18,7 +18,7 @@ LAYERS = [
     {"trial"},
     {"config"},
     {"emit"},
-    {"search"},
+    {"search", "training"},
     {"report"},
     {"cli", "__main__"},
 ]
