@@ -200,3 +200,47 @@ def test_ddp_world_one_has_no_buckets():
     alone = Plan(strategy="ddp", engine=Engine.DDP)
     assert model_states(MODEL, WORKLOAD, alone, one).buckets == 0
     assert states("ddp").buckets == 4 * P
+
+
+# Temporaries, in bytes a parameter of what they are counted on; docs/formulas.md.
+def test_step_temporaries():
+    shard = P / 8
+    assert states("zero1").step_work == pytest.approx(8 * shard, rel=1e-6)
+    assert states("zero2").step_work == pytest.approx(8 * shard, rel=1e-6)
+    assert states("zero3").step_work == 8 * 1_000_000_000  # one sub-group
+    assert states("fsdp2").step_work == states("zero2_offload_optimizer").step_work == 0
+
+
+def test_zero3_gathers_a_window():
+    bucket = MODEL.hidden_size**2
+    window = MODEL.num_embedding_parameters + bucket + 500_000_000
+    assert states("zero3").gathered_backward == 2 * window
+    tiny = load_model("tiny-qwen3")
+    small = model_states(tiny, WORKLOAD, plan("zero3"), HARDWARE)
+    assert small.gathered_backward == 2 * tiny.num_parameters
+
+
+def test_gradients_at_work():
+    head, root = MODEL.num_embedding_parameters, MODEL.num_root_parameters
+    fsdp, zero = states("fsdp2"), states("zero2")
+    assert fsdp.layer_gradient_work == 6 * MODEL.num_parameters_per_layer + 2 * head
+    assert fsdp.end_gradient_work == 6 * root
+    assert zero.head_gradient_work == zero.end_gradient_work == 6 * head
+    assert states("ddp").layer_gradient_work == 6 * MODEL.num_parameters_per_layer
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_instants_hold_what_works_there(name):
+    s = states(name)
+    instants = estimate(name).instants
+    activations = count_activations(MODEL, WORKLOAD, plan(name))
+    fixed = s.parameters + s.optimizer + s.buckets + estimate(name).components["framework"]
+    kept = activations.kept(36, Recompute.NONE)
+    assert instants["backward"] == (
+        fixed + s.gradients_first + s.layer_gradient_work + s.gathered_backward + s.cast_cache
+        + kept + activations.layer_gradients
+    )  # fmt: skip
+    assert instants["backward_end"] == (
+        fixed + s.gradients_step + s.end_gradient_work + s.gathered_end
+    )
+    assert instants["optimizer_step"] == fixed + s.gradients_step + s.step_work

@@ -115,3 +115,51 @@ def test_nothing_overlaps_on_cpu_ranks():
     cpu = load_hardware("cpu", 8)
     time = estimate("zero3", hardware=cpu)
     assert time.hidden_communication_s == 0
+
+
+def moved(name, micro_steps, bytes_per_parameter):
+    """Seconds of one rank's traffic in plain bandwidth terms, 8 ranks on NVLink."""
+    estimate_of = estimate(name, micro=8 // micro_steps)
+    total = estimate_of.communication_s + estimate_of.hidden_communication_s
+    volume = bytes_per_parameter * MODEL.num_parameters * 7 / 8
+    return total, volume / (H100.intra_node.bytes_per_s * 0.75)
+
+
+# Bytes a parameter and step for m = 4 micro-steps: docs/formulas.md, "Volumes a step".
+@pytest.mark.parametrize(
+    ("name", "bytes_per_parameter"),
+    [
+        ("ddp", 8),
+        ("zero1", 4 + 2),
+        ("zero2", 4 * 4 + 2),
+        ("zero3", 4 * (2 + 2 + 4)),
+        ("fsdp2", 4 * (2 + 2) + 4),
+        ("fsdp2_no_reshard", 4 * 2 + 4),
+    ],
+)
+def test_volumes(name, bytes_per_parameter):
+    total, expected = moved(name, 4, bytes_per_parameter)
+    assert expected < total < 1.2 * expected  # the rest is latency
+
+
+def test_copies_are_reduced_over_the_network():
+    slow = replace(NODES, inter_node=replace(NODES.inter_node, bytes_per_s=1e9))
+    # 8 shards, 4 copies: an all-reduce of a shard's fp32 gradients over one card each.
+    expected = 2 * 4 * MODEL.num_parameters / 8 * 3 / 4 / (1e9 * 0.75)
+    time = estimate("hsdp", hardware=slow)
+    assert time.communication_s + time.hidden_communication_s > expected
+    assert time.communication_s < 1.1 * expected
+
+
+def test_recompute_repeats_the_sequence_exchange():
+    none = estimate("zero2", cp=2)
+    full = estimate("zero2", cp=2, recompute=Recompute.FULL)
+    exchange = none.communication_s - estimate("zero2").communication_s
+    assert full.communication_s - none.communication_s > 0.3 * exchange
+
+
+def test_parameters_in_host_memory_come_up_twice_a_micro_step():
+    optimizer, both = estimate("zero3_offload_optimizer"), estimate("zero3_offload_params")
+    shard = 2 * MODEL.num_parameters / 8
+    ups = 2 * 8 * shard / (H100.gpu.host_link.bytes_per_s * 0.75)
+    assert both.offload_s - optimizer.offload_s == pytest.approx(ups)
