@@ -8,7 +8,7 @@ that failed, so every difference is an `InvalidRunError`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -152,9 +152,12 @@ def _deepspeed_masters(optimizer: Any) -> list[torch.Tensor]:
 
 def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict[str, Any]:
     units = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    layers = _decoder_layers(model, plan)
-    _expect("decoder layers", _text_config(model).num_hidden_layers, len(layers))
+    num_layers = _text_config(model).num_hidden_layers
+    layers = _modules_of(model, getattr(model, "_no_split_modules", None) or ())
+    _expect("decoder layers", num_layers, len(layers))
     _expect("layers left unwrapped", 0, sum(not isinstance(m, FSDPModule) for m in layers))
+    recomputed = num_layers if plan.recompute is Recompute.FULL else 0
+    _expect("recomputed layers", recomputed, len(_modules_of(model, ["CheckpointWrapper"])))
     placements: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
@@ -184,13 +187,9 @@ def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict
     return {"placements": dict(placements), "fsdp_units": len(units)}
 
 
-def _decoder_layers(model: torch.nn.Module, plan: Plan) -> list[torch.nn.Module]:
-    """Return the modules that must each be an FSDP unit; `fully_shard` renames their classes."""
-    if plan.recompute is Recompute.FULL:
-        wanted = {"CheckpointWrapper"}
-    else:
-        wanted = set(getattr(model, "_no_split_modules", None) or ())
-    return [m for m in model.modules() if type(m).__name__.removeprefix("FSDP") in wanted]
+def _modules_of(model: torch.nn.Module, class_names: Collection[str]) -> list[torch.nn.Module]:
+    """Return the modules of these classes, under the names `fully_shard` gives them."""
+    return [m for m in model.modules() if type(m).__name__.removeprefix("FSDP") in class_names]
 
 
 def _text_config(model: Any) -> Any:
