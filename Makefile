@@ -1,0 +1,94 @@
+# Every target sets up what it needs: `make demo` or `make test` on a fresh machine is enough.
+#
+#   PYTHON     interpreter that makes the virtual environments (3.11 to 3.13)
+#   RUN        interpreter that runs the jobs; `make gpu RUN=python3 SETUP=` uses an environment
+#              that has the training stack already
+
+PYTHON ?= python3
+VENV := .venv
+BASE_VENV := .venv-base
+SETUP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+# A test that hangs must fail by itself: no stack of ranks may hold a CI machine for an hour.
+PYTEST := $(RUN) -m pytest --timeout=900
+
+# The newest torch that was tested, for machines without an NVIDIA GPU. A pip that is told of a CPU
+# build (a local folder, an index) takes that one; otherwise pip takes the standard build, which runs
+# on a CPU as well and downloads the CUDA libraries besides.
+CPU_TORCH := torch==2.13.0
+
+DEMO := demo
+DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-batch-size 16 \
+	--strategies zero1,zero2,zero3,fsdp2,fsdp2_no_reshard --sequence-parallel 1,2 \
+	--recompute none --micro-batches 1,2,4,8 --memory-limit 700MiB
+DEMO_TRAIN := --learning-rate 3e-3 --max-steps 120 --eval-steps 60 --save-steps 60 --val-set-size 64
+DEMO_RESUME_STEP := 60
+
+.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead base-test wheel clean
+
+help:
+	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
+	@echo 'make test            every test that needs no GPU and ends in minutes'
+	@echo 'make test-slow       the tests that take longer'
+	@echo 'make lint            ruff (rules and format) and mypy'
+	@echo 'make gpu             tests and a measured grid on the CUDA GPU here'
+	@echo 'make base-test       the wheel without extras: no torch'
+	@echo 'make bench-cli       how fast the command line answers'
+	@echo 'make bench-overhead  what the runner adds to a bare training loop'
+	@echo 'make wheel           the wheel, in dist/'
+	@echo 'make venv, clean     the environment alone; remove environments and build outputs'
+
+venv: $(SETUP)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	command -v nvidia-smi >/dev/null || $(VENV)/bin/pip install --quiet '$(CPU_TORCH)'
+	$(VENV)/bin/pip install --quiet -e '.[train,dev]'
+	touch $@
+
+demo: $(SETUP)
+	rm -rf $(DEMO)
+	mkdir -p $(DEMO)
+	$(RUN) benchmarks/build_corpus.py --out $(DEMO)/corpus.jsonl
+	$(RUN) -m autotune search $(DEMO_SEARCH) --data $(DEMO)/corpus.jsonl --out $(DEMO)/study
+	$(RUN) -m autotune train $(DEMO)/study/best.yml --output-dir $(DEMO)/run $(DEMO_TRAIN)
+	$(RUN) -m autotune train $(DEMO)/study/best.yml --output-dir $(DEMO)/resumed $(DEMO_TRAIN) \
+		--resume $(DEMO)/run/checkpoint-$(DEMO_RESUME_STEP)
+	$(RUN) benchmarks/check_demo.py $(DEMO)
+
+test: $(SETUP)
+	$(PYTEST) tests/unit tests/conformance tests/integration -m 'not slow and not gpu'
+
+test-slow: $(SETUP)
+	$(PYTEST) tests -m 'slow and not gpu'
+
+lint: $(SETUP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# pytest skips every test where there is no CUDA GPU, and the grid says so: both then exit 0.
+gpu: $(SETUP)
+	$(PYTEST) tests/gpu
+	$(RUN) benchmarks/gpu_grid.py
+
+bench-cli: $(SETUP)
+	$(RUN) benchmarks/cli_speed.py
+
+bench-overhead: $(SETUP)
+	$(RUN) benchmarks/overhead.py
+
+wheel: $(SETUP)
+	rm -rf dist
+	$(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The wheel is installed anew each time: pip would take an equal version for the same package.
+base-test: wheel
+	$(PYTHON) -m venv --clear $(BASE_VENV)
+	$(BASE_VENV)/bin/pip install --quiet dist/*.whl pytest pytest-timeout
+	$(BASE_VENV)/bin/python -I benchmarks/check_base_install.py
+	$(BASE_VENV)/bin/python -m pytest --timeout=300 tests/unit
+
+clean:
+	rm -rf $(VENV) $(BASE_VENV) dist build .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
