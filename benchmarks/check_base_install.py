@@ -74,11 +74,11 @@ def check_data(folder: str) -> int:
 
 
 def check_verbs(folder: Path) -> None:
-    hardware = ("--gpus", "8", "--gpu-type", "h100-sxm", "--json")
-    plan = run(folder, "plan", "--model", "qwen3-8b", *hardware)
+    hardware = ("--gpu-type", "h100-sxm", "--json")
+    plan = run(folder, "plan", "--model", "qwen3-8b", "--gpus", "8", *hardware)
     best = plan["candidates"][0]
     print(f"plan: {len(plan['candidates'])} candidates, best {best['plan']['strategy']}")
-    estimate = run(folder, "estimate", str(CONFIG), *hardware)
+    estimate = run(folder, "estimate", str(CONFIG), "--gpus", "4", *hardware)
     print(f"estimate: {estimate['memory']['total_bytes'] / 2**30:.2f} GiB, {estimate['verdict']}")
     for study in sorted(EXAMPLES.glob("**/study.json")):
         outputs = ("--csv", str(folder / "trials.csv"), "--html", str(folder / "report.html"))
