@@ -120,6 +120,8 @@ def _add_adapter(model: PreTrainedModel, request: Request) -> Any:
             target_modules=list(adapter.target_modules),
             task_type="CAUSAL_LM",
         ),
+        # The engine decides: otherwise ZeRO-3 alone would compute its adapters in fp32.
+        autocast_adapter_dtype=False,
     )
 
 
