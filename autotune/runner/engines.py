@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -90,7 +92,7 @@ def training_arguments(
     elif plan.engine is Engine.FSDP2:
         values["fsdp"] = True
         values["fsdp_config"] = _fsdp_config(request, plan)
-        if plan.world_size > 1:
+        if plan.world_size > 1 and _accelerate_shards(request):
             # To accelerate, sequence-parallel ranks are ordinary shard ranks.
             values["parallelism_config"] = ParallelismConfig(
                 dp_replicate_size=plan.dp_replicate, dp_shard_size=plan.shard_size
@@ -105,7 +107,7 @@ def apply_numerics(trainer: Trainer, request: Request, plan: Plan) -> None:
     """
     if plan.engine is not Engine.FSDP2:
         return
-    plugin = trainer.accelerator.state.fsdp_plugin
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None:  # no FSDP after all: the checks after prepare say what runs instead
         return
     if request.workload.precision is Precision.BF16:
@@ -124,6 +126,16 @@ def enable_recompute(model: PreTrainedModel, plan: Plan) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         if reentrant:
             model.enable_input_require_grads()
+
+
+def _accelerate_shards(request: Request) -> bool:
+    """Say whether accelerate is about to shard; on CPU ranks without the shim it is not.
+
+    There it would refuse a mesh without saying what runs instead. Left without one it runs DDP, and
+    the checks after prepare name that.
+    """
+    kind = PartialState(cpu=request.device == "cpu").distributed_type
+    return kind is not DistributedType.MULTI_CPU
 
 
 def _optimizer_name(request: Request, plan: Plan) -> str:

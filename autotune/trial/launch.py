@@ -6,13 +6,15 @@ killed search would not reach them. Output goes to files, never to pipes; every 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +71,8 @@ class Ended:
 class _Rank:
     number: int
     process: subprocess.Popen[bytes]
+    alive_at: float
+    """When it was last seen running: it ended after this, and at the latest at `ended_at`."""
     stopped_since: float | None = None
     ended_at: float | None = None
 
@@ -106,8 +110,9 @@ def run_launch(
             ranks.append(_start(number, folder, variables))  # noqa: PERF401
         verdict = _watch(ranks, folder, limits, started, on_tick)
     finally:
-        _stop(ranks)
-        kill_tagged(TAG_VARIABLE, tag)
+        with _interrupts_held():
+            _stop(ranks)
+            kill_tagged(TAG_VARIABLE, tag)
     results = read_results(folder, request)
     elapsed = time.monotonic() - started
     return _conclude(ranks, results, verdict, elapsed, oom_kill_count() > oom_kills)
@@ -163,7 +168,7 @@ def _start(number: int, folder: Path, variables: dict[str, str]) -> _Rank:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return _Rank(number=number, process=process)
+    return _Rank(number=number, process=process, alive_at=time.monotonic())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,10 +187,14 @@ def _watch(
     while True:
         now = time.monotonic()
         for rank in ranks:
-            if rank.ended_at is None and rank.process.poll() is not None:
-                rank.ended_at = now
-                if not _finished_well(folder, rank.number):
-                    first_failure = first_failure or now
+            if rank.ended_at is not None:
+                continue
+            if rank.process.poll() is None:
+                rank.alive_at = now
+                continue
+            rank.ended_at = now
+            if not _finished_well(folder, rank.number):
+                first_failure = first_failure or now
         if all(rank.ended_at is not None for rank in ranks):
             return None
         if first_failure is not None and now - first_failure > _LAST_WORDS_S:
@@ -257,6 +266,22 @@ def _stop(ranks: list[_Rank]) -> None:
         rank.process.wait(timeout=30)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back: an impatient second one must not leave ranks behind; see `_stop`'s limits.
+
+    Only the main thread gets it, and only there may a handler be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _signal_group(rank: _Rank, number: signal.Signals) -> None:
     try:
         os.killpg(rank.process.pid, number)
@@ -283,7 +308,8 @@ def _conclude(
                 failures.append((error.time_s, rank.number, error.outcome, error.message))
             elif not result.complete and rank.ended_at is not None:
                 how, kind = _describe_exit(rank.process.returncode, host_out_of_memory)
-                failures.append((rank.ended_at, rank.number, kind, f"rank {rank.number} {how}"))
+                # Its death is noticed late, and by then the others have met its silence.
+                failures.append((rank.alive_at, rank.number, kind, f"rank {rank.number} {how}"))
             elif result.complete and rank.process.returncode != 0:
                 notes.append(
                     f"rank {rank.number} finished, then ended with {rank.process.returncode}"

@@ -1,0 +1,190 @@
+"""Each real fault ends its launch with its own outcome, names its cause and leaves no process.
+
+The signals come from outside the ranks, in mid-trial: a launch calls `on_tick` ten times a second,
+and the test sends its signal from there once every rank has finished the first rung.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autotune.trial.launch import Ended, Limits, native_ops_dir
+from autotune.trial.native_ops import build_native_ops
+from autotune.trial.outcome import read_rungs
+from autotune.trial.processes import process_state, tagged_processes
+from autotune.trial.protocol import (
+    Measurement,
+    Outcome,
+    RankResult,
+    Request,
+    rank_result_file,
+    read_message,
+)
+from autotune.trial.record import TrialRecord
+from tests.integration.ranks import LIMITS, make_plan, run, trial_request
+
+pytestmark = pytest.mark.integration
+
+
+def rank_pid(folder: Path, rank: int) -> int | None:
+    """Find a rank as an outsider would: by its environment."""
+    of_launch = set(tagged_processes("AUTOTUNE_LAUNCH_DIR", str(folder.resolve())))
+    return next((p for p in tagged_processes("RANK", str(rank)) if p in of_launch), None)
+
+
+def finished_rungs(folder: Path, rank: int) -> int:
+    path = folder / rank_result_file(rank)
+    return len(read_message(RankResult, path).rungs) if path.exists() else 0
+
+
+def records_of(request: Request, ended: Ended) -> list[TrialRecord]:
+    return read_rungs(request, ended.results, ended.outcome, ended.message)
+
+
+def assert_nothing_left(folder: Path) -> None:
+    """No rank, and no child of one, lives on: they all carry the launch's folder and tag."""
+    deadline = time.monotonic() + 5
+    while left := tagged_processes("AUTOTUNE_LAUNCH_DIR", str(folder.resolve())):
+        states = {pid: process_state(pid) for pid in left}
+        assert time.monotonic() < deadline, f"processes left behind: {states}"
+        time.sleep(0.1)
+
+
+class Once:
+    """An `on_tick` that acts once, when every rank has finished a rung and is in the next one."""
+
+    def __init__(self, folder: Path, act: Callable[[], object]) -> None:
+        self._folder, self._act = folder, act
+        self.acted_at: float | None = None
+
+    def __call__(self) -> None:
+        ready = all(finished_rungs(self._folder, rank) >= 1 for rank in (0, 1))
+        if self.acted_at is None and ready:
+            assert tagged_processes("AUTOTUNE_LAUNCH_DIR", str(self._folder.resolve()))
+            self.acted_at = time.monotonic()
+            self._act()
+
+
+def many_rungs(folder: Path, strategy: str = "fsdp2") -> Request:
+    """A trial of many short rungs: one is soon finished, and another is under way."""
+    return trial_request(
+        make_plan(strategy, 2),
+        folder,
+        rungs=[(size, 2) for size in range(1, 60)],
+        measurement=Measurement(min_steps=3, max_steps=10, target_seconds=0.5),
+    )
+
+
+def test_without_the_shim_fsdp2_on_cpu_is_invalid_and_the_engine_that_ran_is_named(
+    tmp_path: Path,
+) -> None:
+    request = trial_request(make_plan("fsdp2", 2), tmp_path, rungs=[(1, 2)])
+    ended = run(request, environment={"AUTOTUNE_NO_CPU_SHIM": "1"})
+    assert ended.outcome is Outcome.INVALID
+    assert "engine: asked for fsdp2, but ddp runs" in ended.message
+    assert [record.outcome for record in records_of(request, ended)] == [Outcome.INVALID]
+
+
+def test_a_rank_killed_from_outside_ends_the_trial_and_is_named(tmp_path: Path) -> None:
+    request = many_rungs(tmp_path)
+
+    def kill_rank_1() -> None:
+        pid = rank_pid(tmp_path, 1)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    kill = Once(tmp_path, kill_rank_1)
+    ended = run(request, on_tick=kill)
+    assert kill.acted_at is not None
+    assert time.monotonic() - kill.acted_at < 15, "the other rank must not wait for its deadline"
+    assert (ended.outcome, ended.rank) == (Outcome.CRASHED, 1), ended.message
+    assert "rank 1 was killed by SIGKILL" in ended.message
+    assert ended.exit_codes[1] == -signal.SIGKILL
+    *kept, last = records_of(request, ended)
+    assert kept and all(record.outcome is Outcome.OK for record in kept)
+    assert last.outcome is Outcome.CRASHED and last.tokens_per_s is None
+    assert_nothing_left(tmp_path)
+
+
+def test_a_stopped_rank_is_a_hang_and_its_process_is_gone(tmp_path: Path) -> None:
+    request = many_rungs(tmp_path)
+
+    def stop_rank_1() -> None:
+        pid = rank_pid(tmp_path, 1)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+
+    stop = Once(tmp_path, stop_rank_1)
+    ended = run(request, on_tick=stop)
+    assert (ended.outcome, ended.rank) == (Outcome.HANG, 1), ended.message
+    assert "rank 1 was stopped by a signal" in ended.message
+    *kept, last = records_of(request, ended)
+    assert kept and all(record.outcome is Outcome.OK for record in kept)
+    assert last.outcome is Outcome.HANG
+    assert_nothing_left(tmp_path)
+
+
+def test_silent_ranks_are_a_hang(tmp_path: Path) -> None:
+    """Both ranks run and none is stopped: only their silence tells.
+
+    The limit is shorter than building the trainer takes, where no rank has progress to report.
+    """
+    request = trial_request(make_plan("ddp", 2), tmp_path, rungs=[(1, 2)])
+    ended = run(request, Limits(deadline_s=240, hang_s=0.3))
+    assert ended.outcome is Outcome.HANG, ended.message
+    assert "no rank made progress" in ended.message
+    assert_nothing_left(tmp_path)
+
+
+def test_a_trial_past_its_deadline_is_a_timeout_and_keeps_its_rungs(tmp_path: Path) -> None:
+    request = trial_request(
+        make_plan("ddp", 2),
+        tmp_path,
+        rungs=[(size, 2) for size in range(1, 200)],
+    )
+    ended = run(request, Limits(deadline_s=20, hang_s=120))
+    assert ended.outcome is Outcome.TIMEOUT
+    assert "deadline of 20 s" in ended.message
+    assert 20 <= ended.elapsed_s < 30
+    *kept, last = records_of(request, ended)
+    assert kept and all(record.outcome is Outcome.OK for record in kept)
+    assert last.outcome is Outcome.TIMEOUT
+    assert_nothing_left(tmp_path)
+
+
+def test_out_of_memory_ends_the_ladder_and_keeps_the_rungs_below(tmp_path: Path) -> None:
+    request = trial_request(
+        make_plan("ddp", 2),
+        tmp_path,
+        rungs=[(1, 2), (2, 2), (4096, 2), (8192, 2)],
+        memory_limit_bytes=200 * 2**20,
+    )
+    ended = run(request)
+    assert ended.outcome is Outcome.OOM, ended.message
+    records = records_of(request, ended)
+    assert [r.plan["micro_batch_size"] for r in records] == [1, 2, 4096], "nobody tried 8192"
+    assert [r.outcome for r in records] == [Outcome.OK, Outcome.OK, Outcome.OOM]
+    assert "accumulation 1" in records[-1].message
+    assert all(record.tokens_per_s for record in records[:2])
+    assert_nothing_left(tmp_path)
+
+
+def test_a_planted_build_lock_neither_hangs_nor_stays(tmp_path: Path) -> None:
+    """A rank killed while an operator was built leaves such a lock; the next run waits for it."""
+    request = trial_request(make_plan("zero1", 2), tmp_path, rungs=[(1, 2)])
+    build_native_ops(request, tmp_path)
+    built = next(native_ops_dir().glob("**/deepspeed_shm_comm/*.so"))
+    lock = built.with_name("lock")
+    lock.touch()
+    notes: list[str] = []
+    build_native_ops(request, tmp_path, note=notes)
+    assert notes == ["removed a stale build lock of deepspeed_shm_comm"]
+    assert not lock.exists()
+    ended = run(request, LIMITS)
+    assert ended.outcome is Outcome.OK, ended.message
