@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autotune.errors import AutotuneError
 from autotune.trial.protocol import (
     Outcome,
     RankError,
@@ -66,7 +67,11 @@ class Answer:
         sys.stderr.write(text)
         message = f"{type(error).__name__}: {error}" if not str(error).strip() else str(error)
         self.result.error = RankError(
-            outcome=outcome, message=message, traceback=text, time_s=time.monotonic()
+            outcome=outcome,
+            message=message,
+            traceback=text,
+            time_s=time.monotonic(),
+            user_mistake=isinstance(error, AutotuneError) and error.exit_code == 2,
         )
         self.result.complete = True
         self._write()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -19,6 +19,7 @@ from autotune.trial.record import TrialRecord
 JOURNAL_FILE = "study.journal"
 _FAMILY = "family"
 _MEMORY = "memory"
+_PLAN_ID = "plan_id"
 _ENQUEUED_FAMILIES = 3
 """The planner's best families are asked first; after them the sampler decides."""
 
@@ -45,15 +46,25 @@ class Asker:
         )
         self._pending: optuna.Trial | None = None
 
-    def recover(self, known: Iterable[TrialRecord]) -> int:
+    def recover(self, known: Sequence[TrialRecord]) -> int:
         """Close what a dead search left RUNNING, and ask it again; enqueue the planner's best.
 
-        The journal keeps no heartbeat: a trial of a dead search would stay RUNNING for ever.
+        The journal keeps no heartbeat: a trial of a dead search would stay RUNNING for ever. What
+        was recorded but never told, because the search died in between, is told now.
 
         Returns:
             The number of trials that were closed.
         """
         measured = {record.plan_id for record in known}
+        told = {
+            trial.user_attrs.get(_PLAN_ID)
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state.is_finished()
+        }
+        for record in known:
+            family = self._family_of(record)
+            if record.plan_id not in told and family is not None:
+                self._add(family, record)
         left = self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         for trial in left:
             self._study.tell(trial.number, state=TrialState.FAIL)
@@ -91,32 +102,41 @@ class Asker:
         """Tell every rung of a launch; the asked one closes the asked trial."""
         asked, self._pending = self._pending, None
         for record in records:
-            size = record.plan_object.micro_batch_size
-            name, distribution = self._ladder_parameter(family)
-            if asked is not None and asked.params.get(name) == size:
+            name, _ = self._ladder_parameter(family)
+            if asked is not None and asked.params.get(name) == record.plan_object.micro_batch_size:
                 self._tell_asked(asked, record)
                 asked = None
-                continue
-            distributions: dict[str, BaseDistribution] = {
-                _FAMILY: CategoricalDistribution(list(self._families)),
-                name: CategoricalDistribution(distribution),
-            }
-            state = _state(record)
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=state,
-                    value=_value(record) if state is TrialState.COMPLETE else None,
-                    params=self._params(family, size),
-                    distributions=distributions,
-                    user_attrs={"plan_id": record.plan_id, "outcome": str(record.outcome)},
-                    constraints={_MEMORY: _constraint(record)},
-                )
-            )
+            else:
+                self._add(family, record)
         if asked is not None:  # the ladder ended below the asked rung
             self._study.tell(asked, state=TrialState.FAIL)
 
+    def _add(self, family: Family, record: TrialRecord) -> None:
+        name, values = self._ladder_parameter(family)
+        distributions: dict[str, BaseDistribution] = {
+            _FAMILY: CategoricalDistribution(list(self._families)),
+            name: CategoricalDistribution(values),
+        }
+        state = _state(record)
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=_value(record) if state is TrialState.COMPLETE else None,
+                params=self._params(family, record.plan_object.micro_batch_size),
+                distributions=distributions,
+                user_attrs={_PLAN_ID: record.plan_id, "outcome": str(record.outcome)},
+                constraints={_MEMORY: _constraint(record)},
+            )
+        )
+
+    def _family_of(self, record: TrialRecord) -> Family | None:
+        wanted = record.plan_object.family_id
+        return next(
+            (f for f in self._families.values() if f.ladder[0].plan.family_id == wanted), None
+        )
+
     def _tell_asked(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        trial.set_user_attr("plan_id", record.plan_id)
+        trial.set_user_attr(_PLAN_ID, record.plan_id)
         trial.set_user_attr("outcome", str(record.outcome))
         trial.set_constraint(_MEMORY, _constraint(record))
         if _state(record) is TrialState.COMPLETE:

@@ -131,7 +131,7 @@ class Tuner:
     ) -> Stopped | None:
         if not self._untried():
             return self._stopped("every configuration of the space was tried", started)
-        if max_launches is not None and self._num_launches() >= max_launches:
+        if max_launches is not None and self._num_finished() >= max_launches:
             return self._stopped(f"{max_launches} launches done (--trials)", started)
         if budget_s is not None and time.monotonic() - started >= budget_s:
             return self._stopped("the time budget is spent (--budget)", started)
@@ -176,9 +176,14 @@ class Tuner:
         if built_s > 5:
             notes.append(f"built native operators in {built_s:.0f} s")
         limits = self._limits(family, rungs, budget_ends)
-        ended = run_launch(
-            request, folder, limits, environment={STUDY_VARIABLE: str(self._folder.resolve())}
-        )
+        try:
+            ended = run_launch(
+                request, folder, limits, environment={STUDY_VARIABLE: str(self._folder.resolve())}
+            )
+        except KeyboardInterrupt:
+            kept = self._keep_finished(family, request, number, folder)
+            self._asker.tell(family, kept)
+            raise
         if ended.outcome is Outcome.TIMEOUT and _cut_by_budget(limits, budget_ends):
             ended = replace(ended, outcome=Outcome.INTERRUPTED, message="the time budget was spent")
         records = self._record(family, request, ended, number, folder)
@@ -200,6 +205,20 @@ class Tuner:
             for record in records
         )
 
+    def _keep_finished(
+        self, family: Family, request: Request, number: int, folder: Path
+    ) -> list[TrialRecord]:
+        """Record the rungs that a launch had finished when it was cut short."""
+        ended = Ended(
+            outcome=Outcome.INTERRUPTED,
+            message="the search was stopped",
+            rank=None,
+            exit_codes=[],
+            elapsed_s=0.0,
+            results=read_results(folder, request),
+        )
+        return self._record(family, request, ended, number, folder)
+
     def _recover(self) -> None:
         """Bring in what a dead search left: its ranks, its finished rungs, its open trial."""
         kill_tagged(STUDY_VARIABLE, str(self._folder.resolve()))
@@ -213,17 +232,8 @@ class Tuner:
             ]
             if family is None or len(known) == len(request.rungs):
                 continue
-            ended = Ended(
-                outcome=Outcome.INTERRUPTED,
-                message="the search was killed",
-                rank=None,
-                exit_codes=[],
-                elapsed_s=0.0,
-                results=read_results(folder, request),
-            )
-            found = self._record(family, request, ended, number, folder)
+            found = self._keep_finished(family, request, number, folder)
             if found:
-                self._asker.tell(family, found)
                 self._progress.note(f"kept {len(found)} finished rungs of launch {number}")
         closed = self._asker.recover(self.store.all())
         if closed:
@@ -248,6 +258,10 @@ class Tuner:
 
     def _num_launches(self) -> int:
         return len(self._launch_folders())
+
+    def _num_finished(self) -> int:
+        """Count the launches that measured something; one cut short uses up none of `--trials`."""
+        return len({record.launch for record in self.store.all()})
 
     def _request(self, family: Family, rungs: list[Rung], folder: Path) -> Request:
         first = family.rung(rungs[0].micro_batch_size).plan
@@ -295,6 +309,7 @@ def _with_prediction(
     record: TrialRecord, family: Family, number: int, folder: Path, study: Path, ended: Ended
 ) -> TrialRecord:
     estimate = family.rung(record.plan_object.micro_batch_size)
+    started = (folder / REQUEST_FILE).stat().st_mtime
     return replace(
         record,
         launch=number,
@@ -302,7 +317,7 @@ def _with_prediction(
         predicted_step_s=estimate.time.step_s,
         predicted_tokens_per_s=estimate.time.tokens_per_s,
         predicted_verdict=str(estimate.verdict),
-        launch_s=ended.elapsed_s,
-        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ended.elapsed_s)),
+        launch_s=ended.elapsed_s or None,
+        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         log_dir=str(folder.relative_to(study)),
     )

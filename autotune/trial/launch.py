@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autotune.errors import AutotuneError
 from autotune.resources import cache_dir
 from autotune.trial.processes import kill_tagged, oom_kill_count, process_state
 from autotune.trial.protocol import (
@@ -95,6 +96,7 @@ def run_launch(
         environment: more variables for the ranks.
 
     Raises:
+        AutotuneError: what a rank found to be the user's mistake, such as wrong dataset columns.
         KeyboardInterrupt: passed on after the ranks were stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,9 @@ def run_launch(
             _stop(ranks)
             kill_tagged(TAG_VARIABLE, tag)
     results = read_results(folder, request)
+    for result in results:
+        if result.error is not None and result.error.user_mistake:
+            raise AutotuneError(result.error.message)
     elapsed = time.monotonic() - started
     return _conclude(ranks, results, verdict, elapsed, oom_kill_count() > oom_kills)
 

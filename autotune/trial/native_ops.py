@@ -2,7 +2,8 @@
 
 A rank killed during such a build leaves a lock file, and every later run waits for it for ever.
 Here the builds happen first, in a process of their own, in a folder of ours, under a file lock of
-ours: a lock found inside while we hold ours belongs to nobody alive and is removed.
+ours. Ranks then only load what was built, which holds torch's lock for about a second: a lock older
+than `_LOADING_S` belongs to nobody alive and is removed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from autotune.trial.launch import native_ops_dir, rank_environment
 from autotune.trial.protocol import Request
 
 _BUILD_LIMIT_S = 900
+_LOADING_S = 10.0
+"""A rank that loads a built operator holds its lock for less than this."""
 
 
 def needed_ops(plan: Plan, device: str) -> list[str]:
@@ -54,12 +57,26 @@ def build_native_ops(request: Request, folder: Path, *, note: list[str] | None =
 
 
 def remove_stale_locks(cache: Path) -> list[str]:
-    """Remove the locks of torch's extension builder; only while holding our own lock."""
+    """Remove the dead locks of torch's extension builder; only while holding our own lock.
+
+    A young lock may be that of a rank of another launch, which fails when its lock vanishes: it is
+    given the time to let go.
+    """
     removed = []
     for lock in cache.glob("**/lock"):
-        lock.unlink(missing_ok=True)
-        removed.append(lock.parent.name)
+        while (age := _age_s(lock)) is not None and age < _LOADING_S:
+            time.sleep(0.1)
+        if age is not None:
+            lock.unlink(missing_ok=True)
+            removed.append(lock.parent.name)
     return removed
+
+
+def _age_s(file: Path) -> float | None:
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _build(request: Request, folder: Path, ops: Iterable[str]) -> None:

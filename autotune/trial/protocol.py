@@ -143,6 +143,8 @@ class RankError(_Message):
     traceback: str
     time_s: float
     """`time.monotonic()`: one clock for all ranks of a host, so the earliest is the root cause."""
+    user_mistake: bool = False
+    """The rank met bad input, such as wrong dataset columns: every launch would meet it again."""
 
 
 class RankResult(_Message):

@@ -49,9 +49,8 @@ class RecordStore:
         if not self._path.exists():
             return
         data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            self._path.write_bytes(whole)
+        # Cut in place: writing the file anew could lose all of it to a second kill.
+        os.truncate(self._path, data.rfind(b"\n") + 1)
 
 
 def read_records(path: Path) -> list[TrialRecord]:

@@ -182,6 +182,8 @@ def test_a_planted_build_lock_neither_hangs_nor_stays(tmp_path: Path) -> None:
     built = next(native_ops_dir().glob("**/deepspeed_shm_comm/*.so"))
     lock = built.with_name("lock")
     lock.touch()
+    hour_ago = time.time() - 3600
+    os.utime(lock, (hour_ago, hour_ago))
     notes: list[str] = []
     build_native_ops(request, tmp_path, note=notes)
     assert notes == ["removed a stale build lock of deepspeed_shm_comm"]

@@ -1,0 +1,71 @@
+"""Helpers that run the real command line in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from autotune.trial.processes import tagged_processes
+from autotune.trial.protocol import RankResult, rank_result_file, read_message
+from tests.integration.ranks import small_config
+
+AUTOTUNE = [sys.executable, "-m", "autotune"]
+
+
+def write_model(folder: Path, **changes: object) -> Path:
+    """Write the small model's config.json, for `--model` and `base_model`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(small_config(**changes)))
+    return folder
+
+
+def search_command(model: Path, out: Path, *more: str) -> list[str]:
+    """Two quick families of three rungs each on two CPU ranks."""
+    return [
+        *AUTOTUNE, "search", "--model", str(model), "--gpus", "2", "--device", "cpu",
+        "--seq-len", "64", "--global-batch-size", "8", "--strategies", "ddp,fsdp2",
+        "--micro-batches", "1,2,4", "--sequence-parallel", "1", "--recompute", "none",
+        "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def autotune(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*AUTOTUNE, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+
+
+def wait_until(holds: Callable[[], object], what: str, limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {limit_s:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+def finished_rungs(launch: Path, rank: int) -> int:
+    path = launch / rank_result_file(rank)
+    return len(read_message(RankResult, path).rungs) if path.exists() else 0
+
+
+def rank_pids(launch: Path) -> list[int]:
+    """Every process of a launch, found as an outsider would: by its environment."""
+    return tagged_processes("AUTOTUNE_LAUNCH_DIR", str(launch.resolve()))
+
+
+def rank_pid(launch: Path, rank: int) -> int:
+    of_launch = set(rank_pids(launch))
+    return next(pid for pid in tagged_processes("RANK", str(rank)) if pid in of_launch)
+
+
+def assert_nothing_left(launch: Path) -> None:
+    """No rank, and no child of one, lives on."""
+    wait_until(lambda: not rank_pids(launch), f"the processes {rank_pids(launch)} to end", 5)
