@@ -17,43 +17,21 @@ import pytest
 from autotune.trial.launch import Ended, Limits, native_ops_dir
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.outcome import read_rungs
-from autotune.trial.processes import process_state, tagged_processes
-from autotune.trial.protocol import (
-    Measurement,
-    Outcome,
-    RankResult,
-    Request,
-    rank_result_file,
-    read_message,
-)
+from autotune.trial.protocol import Measurement, Outcome, Request
 from autotune.trial.record import TrialRecord
+from tests.integration.commands import (
+    assert_nothing_left,
+    finished_rungs,
+    rank_pid,
+    rank_pids,
+)
 from tests.integration.ranks import LIMITS, make_plan, run, trial_request
 
 pytestmark = pytest.mark.integration
 
 
-def rank_pid(folder: Path, rank: int) -> int | None:
-    """Find a rank as an outsider would: by its environment."""
-    of_launch = set(tagged_processes("AUTOTUNE_LAUNCH_DIR", str(folder.resolve())))
-    return next((p for p in tagged_processes("RANK", str(rank)) if p in of_launch), None)
-
-
-def finished_rungs(folder: Path, rank: int) -> int:
-    path = folder / rank_result_file(rank)
-    return len(read_message(RankResult, path).rungs) if path.exists() else 0
-
-
 def records_of(request: Request, ended: Ended) -> list[TrialRecord]:
     return read_rungs(request, ended.results, ended.outcome, ended.message)
-
-
-def assert_nothing_left(folder: Path) -> None:
-    """No rank, and no child of one, lives on: they all carry the launch's folder and tag."""
-    deadline = time.monotonic() + 5
-    while left := tagged_processes("AUTOTUNE_LAUNCH_DIR", str(folder.resolve())):
-        states = {pid: process_state(pid) for pid in left}
-        assert time.monotonic() < deadline, f"processes left behind: {states}"
-        time.sleep(0.1)
 
 
 class Once:
@@ -66,7 +44,7 @@ class Once:
     def __call__(self) -> None:
         ready = all(finished_rungs(self._folder, rank) >= 1 for rank in (0, 1))
         if self.acted_at is None and ready:
-            assert tagged_processes("AUTOTUNE_LAUNCH_DIR", str(self._folder.resolve()))
+            assert rank_pids(self._folder)
             self.acted_at = time.monotonic()
             self._act()
 
@@ -95,9 +73,7 @@ def test_a_rank_killed_from_outside_ends_the_trial_and_is_named(tmp_path: Path) 
     request = many_rungs(tmp_path)
 
     def kill_rank_1() -> None:
-        pid = rank_pid(tmp_path, 1)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        os.kill(rank_pid(tmp_path, 1), signal.SIGKILL)
 
     kill = Once(tmp_path, kill_rank_1)
     ended = run(request, on_tick=kill)
@@ -116,9 +92,7 @@ def test_a_stopped_rank_is_a_hang_and_its_process_is_gone(tmp_path: Path) -> Non
     request = many_rungs(tmp_path)
 
     def stop_rank_1() -> None:
-        pid = rank_pid(tmp_path, 1)
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        os.kill(rank_pid(tmp_path, 1), signal.SIGSTOP)
 
     stop = Once(tmp_path, stop_rank_1)
     ended = run(request, on_tick=stop)
