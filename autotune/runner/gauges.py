@@ -87,12 +87,14 @@ class CpuGauge:
         Path("/proc/self/clear_refs").write_text("5")
 
     def read(self) -> Peak:
-        """Return the peak since `reset`; VmData has no peak, so it is read now."""
-        return Peak(
-            allocated_bytes=max(0, _status_bytes("VmHWM") - self._resident_baseline),
-            reserved_bytes=max(0, _status_bytes("VmData") - self.baseline_bytes),
-            alloc_retries=0,
-        )
+        """Return the peak since `reset`.
+
+        VmData, which the limit acts on, has no peak of its own in proc(5): reserved is what it is
+        now or the resident peak, whichever is more, a lower bound of its true peak.
+        """
+        resident = max(0, _status_bytes("VmHWM") - self._resident_baseline)
+        data = max(0, _status_bytes("VmData") - self.baseline_bytes)
+        return Peak(allocated_bytes=resident, reserved_bytes=max(resident, data), alloc_retries=0)
 
     def now_s(self) -> float:
         """Return the clock."""

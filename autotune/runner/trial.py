@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from autotune.runner.answer import Answer
 from autotune.runner.engines import training_arguments
 from autotune.runner.gauges import memory_outcome
@@ -60,6 +62,13 @@ def _out_of_memory(ladder: Ladder, outcome: Outcome, error: BaseException) -> Ru
     return RungResult(
         micro_batch_size=segment.micro_batch_size,
         outcome=outcome,
-        message=f"at accumulation {segment.grad_accum_steps}: {str(error).splitlines()[0]}",
+        message=f"at accumulation {segment.grad_accum_steps}: {_what_was_asked(error)}",
         accumulations=ladder.finished_of_current_rung,
     )
+
+
+def _what_was_asked(error: BaseException) -> str:
+    """Return the size the allocator could not give, where its message says it, else its message."""
+    text = str(error)
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
+    return f"no memory for {asked[1]} more" if asked else text.splitlines()[0]

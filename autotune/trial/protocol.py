@@ -131,7 +131,7 @@ class AccumulationResult(_Message):
     peak_allocated_bytes: int
     """CUDA: the allocator's peak. CPU: growth of the resident set's peak since the imports."""
     peak_reserved_bytes: int
-    """CUDA: the allocator's reserved peak. CPU: growth of VmData since the imports."""
+    """CUDA: the allocator's reserved peak. CPU: the larger of that and the growth of VmData."""
     alloc_retries: int = 0
 
 
