@@ -23,6 +23,7 @@ LAUNCHES = "launches"
 RUN_FILE = "run.json"
 _HANG_S = 1800.0
 """NCCL's own watchdog waits as long."""
+_STATE_FILE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -97,11 +98,22 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
+def given_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint a user named, if it is one.
+
+    Raises:
+        AutotuneError: it is not.
+    """
+    if not (folder / _STATE_FILE).is_file():
+        raise AutotuneError(f"{folder} is not a checkpoint: it has no {_STATE_FILE}.")
+    return folder
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
-    whole = [(int(m[1]), path) for m, path in named if m and (path / "trainer_state.json").exists()]
+    whole = [(int(m[1]), path) for m, path in named if m and (path / _STATE_FILE).exists()]
     return [path for _, path in sorted(whole)]
 
 

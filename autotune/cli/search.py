@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from autotune.report.console import LiveProgress
     from autotune.report.outputs import Outputs
     from autotune.search.space import make_families
-    from autotune.search.study import locked, open_study
+    from autotune.search.study import check_folder, locked, open_study
     from autotune.spec.strategy import load_strategies
 
     budget_s = parse_duration_s(args.budget) if args.budget else None
@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from autotune.search.tuner import Tuner
 
     folder = args.out or Path("reports") / f"{contract.model.name}-{args.gpus}gpu"
+    check_folder(folder, contract)  # before the lock makes a file in it
     with locked(folder):
         resumed = open_study(folder, contract)
         progress = LiveProgress()

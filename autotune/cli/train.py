@@ -76,7 +76,12 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace, config: RunConfig) -> Request:
     from autotune.rules import check_plan
     from autotune.spec.hardware import detect_hardware
-    from autotune.training import check_output_folder, last_checkpoint, make_request
+    from autotune.training import (
+        check_output_folder,
+        given_checkpoint,
+        last_checkpoint,
+        make_request,
+    )
 
     device: Literal["cuda", "cpu"] = (
         "cpu" if (args.device or config.autotune.device) == "cpu" else "cuda"
@@ -86,9 +91,10 @@ def _request(args: argparse.Namespace, config: RunConfig) -> Request:
     out_dir = args.output_dir or Path(config.output_dir)
     datasets = _datasets(args, config)
     settings = config.train.model_copy(update=_overrides(args))
-    if args.resume is not None:
-        checkpoint = Path(args.resume) if args.resume else last_checkpoint(out_dir)
-        settings = settings.model_copy(update={"resume_from": str(checkpoint)})
+    named = settings.resume_from if args.resume is None else args.resume
+    if named is not None:
+        checkpoint = given_checkpoint(Path(named)) if named else last_checkpoint(out_dir)
+        settings = settings.model_copy(update={"resume_from": str(checkpoint.resolve())})
     else:
         check_output_folder(out_dir)
     plan = config.plan(num_gpus)

@@ -89,40 +89,47 @@ def fingerprint(hardware: HardwareSpec) -> str:
     return f"{hardware.num_gpus} x {hardware.gpu.name}, {cpu}{cores} cores"
 
 
+def check_folder(folder: Path, contract: Contract) -> bool:
+    """Say whether the folder holds this very study (else it is free); touch nothing.
+
+    Raises:
+        AutotuneError: it holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise AutotuneError(f"{folder} is a file. Give a new folder with --out.")
+    file = folder / CONTRACT_FILE
+    if not file.exists():
+        if folder.is_dir() and any(path.name != _LOCK_FILE for path in folder.iterdir()):
+            raise AutotuneError(
+                f"{folder} is not empty and holds no study. Give a new folder with --out."
+            )
+        return False
+    held, wanted = _read(file), contract.to_dict(folder.resolve().name)
+    differ = [
+        key
+        for key in sorted(set(held) | set(wanted))
+        if key not in _UNCOMPARED and _comparable(held.get(key)) != _comparable(wanted.get(key))
+    ]
+    if differ:
+        shown = "; ".join(_difference(key, held.get(key), wanted.get(key)) for key in differ[:3])
+        raise AutotuneError(
+            f"{folder} holds another study ({shown}). Its results were left as they are. "
+            "Give a new folder with --out, or the study's own command to resume it."
+        )
+    return True
+
+
 def open_study(folder: Path, contract: Contract) -> bool:
-    """Start a study in the folder, or resume the one that is there.
+    """Start a study in the folder, or resume the one that is there; see `check_folder`.
 
     Returns:
         Whether it is resumed.
-
-    Raises:
-        AutotuneError: the folder holds something else; nothing in it was touched.
     """
-    wanted = contract.to_dict(folder.resolve().name)
-    file = folder / CONTRACT_FILE
-    if file.exists():
-        held = _read(file)
-        differ = [
-            key
-            for key in sorted(set(held) | set(wanted))
-            if key not in _UNCOMPARED and _comparable(held.get(key)) != _comparable(wanted.get(key))
-        ]
-        if differ:
-            shown = "; ".join(
-                _difference(key, held.get(key), wanted.get(key)) for key in differ[:3]
-            )
-            raise AutotuneError(
-                f"{folder} holds another study ({shown}). Its results were left as they are. "
-                "Give a new folder with --out, or the study's own command to resume it."
-            )
-        return True
-    if folder.exists() and any(p.name != _LOCK_FILE for p in folder.iterdir()):
-        raise AutotuneError(
-            f"{folder} is not empty and holds no study. Give a new folder with --out."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, wanted)
-    return False
+    resumed = check_folder(folder, contract)
+    if not resumed:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONTRACT_FILE, contract.to_dict(folder.resolve().name))
+    return resumed
 
 
 @contextmanager

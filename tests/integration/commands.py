@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from autotune.trial.processes import tagged_processes
 from autotune.trial.protocol import RankResult, rank_result_file, read_message
 from tests.integration.ranks import small_config
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 AUTOTUNE = [sys.executable, "-m", "autotune"]
 
 
@@ -33,9 +35,19 @@ def search_command(model: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def autotune(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def autotune(
+    *arguments: str, timeout: float = 240, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command; away from the checkout it must still find the package."""
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [*AUTOTUNE, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        [*AUTOTUNE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path},
     )
 
 

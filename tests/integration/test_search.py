@@ -105,7 +105,10 @@ def test_a_killed_rank_and_a_killed_search_lose_and_repeat_nothing(tmp_path: Pat
     assert len(launches(study)) == 3
 
 
-@pytest.mark.parametrize("impatient", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "impatient",
+    [pytest.param(False, id="once", marks=pytest.mark.slow), pytest.param(True, id="twice")],
+)
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_rank(tmp_path: Path, impatient: bool) -> None:
     study, log = tmp_path / "study", tmp_path / "log"
     search = start(search_command(write_model(tmp_path / "model"), study), log)

@@ -50,18 +50,14 @@ def reference_request(folder: Path, corpus: Path):
 
 @pytest.mark.parametrize(
     "strategy",
-    [
-        # ZeRO-3 and FSDP2 shard while they load; tests of resuming load with them, too.
-        pytest.param(name, marks=[] if name == "fsdp2_offload" else [pytest.mark.slow])
-        for name in STRATEGIES
-    ],
+    STRATEGIES,
 )
+@pytest.mark.slow  # the quick tests of resuming start from the same weights
 def test_pretrained_weights_load_under_every_strategy(
     strategy: str, tmp_path: Path, corpus: Path, initial_state: Path
 ) -> None:
     want = held_out_loss(initial_state, reference_request(tmp_path, corpus))
     got = step_0_loss(strategy, tmp_path / "run", corpus, "fp32", weights=initial_state)
-    print(f"step-0 held-out loss {got:.7f}, by from_pretrained {want:.7f}")
     assert got == pytest.approx(want, abs=FP32_LOSS)
 
 
@@ -86,7 +82,6 @@ def test_random_weights_are_the_same_under_every_engine(
     strategy: str, precision: str, tmp_path: Path, corpus: Path, random_start
 ) -> None:
     got, want = step_0_loss(strategy, tmp_path, corpus, precision), random_start(precision)
-    print(f"step-0 held-out loss {got:.7f}, with DDP {want:.7f}")
     assert got == pytest.approx(want, abs=FP32_LOSS if precision == "fp32" else 1e-3)
 
 
@@ -150,7 +145,11 @@ ZERO3 = {"deepspeed": "deepspeed_configs/zero3.json"}
         pytest.param(FSDP2, BLOCK, "fsdp2", id="best-to-fsdp2"),
         pytest.param(ZERO3, BLOCK, "deepspeed", id="best-to-zero3", marks=pytest.mark.slow),
         pytest.param(
-            {"deepspeed": {"zero_optimization": {"stage": 2}}}, None, "deepspeed", id="by-hand"
+            {"deepspeed": {"zero_optimization": {"stage": 2}}},
+            None,
+            "deepspeed",
+            id="by-hand",
+            marks=pytest.mark.slow,
         ),
         pytest.param({}, None, "ddp", id="by-hand-ddp", marks=pytest.mark.slow),
     ],
