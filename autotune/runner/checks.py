@@ -47,7 +47,7 @@ def check_prepared(trainer: AutotuneTrainer, plan: Plan, workload: Workload) -> 
         found |= _check_fsdp2(trainer.model_wrapped, plan, workload)
     else:
         found |= _check_ddp(trainer.model_wrapped)
-    found["groups"] = _check_groups(plan)
+    found["groups"] = _check_groups(plan, trainer.args.device)
     found["fp32_buffers"] = _check_buffers(trainer.model_wrapped)
     return found
 
@@ -202,14 +202,14 @@ def _check_ddp(model: torch.nn.Module) -> dict[str, Any]:
     return {"placements": {"replicated": len(trainable)}}
 
 
-def _check_groups(plan: Plan) -> dict[str, int]:
+def _check_groups(plan: Plan, device: torch.device) -> dict[str, int]:
     """Run one real collective in each group and compare its result with the group's size."""
     sizes = {}
     groups = {"world": (None, plan.world_size)}
     if plan.cp > 1:
         groups["sequence"] = (CONTEXT.group, plan.cp)
     for name, (group, size) in groups.items():
-        one = torch.ones((), device="cuda" if torch.cuda.is_available() else "cpu")
+        one = torch.ones((), device=device)
         dist.all_reduce(one, group=group)
         _expect(f"ranks answering in the {name} group", size, int(one))
         sizes[name] = size

@@ -42,7 +42,8 @@ class CudaGauge:
         torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
 
     def reset(self) -> None:
-        """Start a new peak."""
+        """Start a new peak, without the cache that an earlier, differently shaped rung left."""
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         self._retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)
 

@@ -123,8 +123,6 @@ class Ladder(TrainerCallback):
             _set_deepspeed_batch(trainer.model_wrapped, segment)
         self._steps, self._tokens, self._seen = [], [], 0
         self._wanted = self._measurement.max_steps
-        if self._gauge.__class__.__name__ == "CudaGauge":
-            torch.cuda.empty_cache()
         self._gauge.reset()
         self._timer.begin()
         return segment

@@ -81,17 +81,22 @@ def _initialise(model: PreTrainedModel, seed: int, precision: Precision) -> None
     tied = model.config.tie_word_embeddings
     output = model.get_output_embeddings()
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if not own or (tied and module is output):
+        if not module._parameters or (tied and module is output):
             continue
-        with _gathered(own):
-            # transformers' init functions do nothing on parameters marked as set already.
-            for parameter in own:
-                parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        real = {name: p for name, p in module._parameters.items() if p is not None}
+        with _gathered(list(real.values())):
+            # Drawn in fp32 on the CPU, whatever the engine made of dtype and device: other random
+            # numbers would come out elsewhere.
+            for name, parameter in real.items():
+                drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+                module._parameters[name] = torch.nn.Parameter(drawn)
             model._init_weights(module)
-            if precision is Precision.BF16:
-                for parameter in own:
-                    parameter.data.copy_(parameter.data.to(torch.bfloat16))
+            for name, parameter in real.items():
+                values = module._parameters[name]
+                if precision is Precision.BF16:
+                    values = values.to(torch.bfloat16)
+                parameter.data.copy_(values)
+                module._parameters[name] = parameter
 
 
 @contextlib.contextmanager
