@@ -41,7 +41,7 @@ class Asker:
             study_name="autotune",
             storage=storage,
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
+            sampler=_sampler(seed),
             load_if_exists=True,
         )
         self._pending: optuna.Trial | None = None
@@ -176,4 +176,8 @@ def _constraint(record: TrialRecord) -> float:
     return 1.0 if record.outcome in _CONSTRAINED else -1.0
 
 
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        # `multivariate` and `group` are marked experimental; families have parameters of their own.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)

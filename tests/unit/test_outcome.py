@@ -1,0 +1,188 @@
+"""From rank results to records, and from rank failures to the one that caused them."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from autotune.plan import Engine, Plan
+from autotune.spec.workload import Workload
+from autotune.trial.launch import _conclude, _Rank
+from autotune.trial.outcome import median_interval, read_rungs
+from autotune.trial.protocol import (
+    AccumulationResult,
+    ModelSource,
+    Outcome,
+    RankError,
+    RankResult,
+    Request,
+    Rung,
+    RungResult,
+)
+
+PLAN = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=2)
+
+
+def request(*rungs: tuple[int, int]) -> Request:
+    return Request(
+        launch_id="0001", mode="trial", model=ModelSource(name="m", config={}),
+        plan=PLAN.to_dict(), workload=Workload(), device="cpu", out_dir="x",
+        rungs=[Rung(micro_batch_size=size, grad_accum_steps=steps) for size, steps in rungs],
+    )  # fmt: skip
+
+
+def accumulation(steps: int = 2, *, whole: float = 1.0, tokens: int = 200, **changes: object):
+    values = {
+        "grad_accum_steps": steps,
+        "step_s": [whole] * 3,
+        "micro_step_s": [0.3] * 3 * (steps - 1),
+        "sync_micro_step_s": [0.5] * 3,
+        "optimizer_step_s": [0.1] * 3,
+        "valid_tokens": [tokens] * 3,
+        "peak_allocated_bytes": 100,
+        "peak_reserved_bytes": 150,
+    }
+    return AccumulationResult(**(values | changes))
+
+
+def ok(size: int, *parts: AccumulationResult) -> RungResult:
+    return RungResult(
+        micro_batch_size=size, outcome=Outcome.OK, accumulations=list(parts) or [accumulation()]
+    )
+
+
+def result(rank: int, *rungs: RungResult, error: RankError | None = None) -> RankResult:
+    return RankResult(
+        launch_id="0001", rank=rank, world_size=2, complete=True, rungs=list(rungs), error=error
+    )
+
+
+def read(asked: Request, results: list[RankResult], outcome=Outcome.OK, message=""):
+    return read_rungs(asked, results, outcome, message)
+
+
+def test_the_slowest_rank_sets_the_step_and_tokens_are_of_all_ranks():
+    results = [result(0, ok(1)), result(1, ok(1, accumulation(whole=2.0)))]
+    (record,) = read(request((1, 2)), results)
+    assert (record.step_s, record.tokens_per_s) == (2.0, 100.0)
+    assert record.plan_object.micro_batch_size == 1 and record.plan_id == record.plan_object.id
+    assert (record.peak_allocated_bytes, record.peak_reserved_bytes) == (100, 150)
+
+
+def test_a_longer_accumulation_is_composed_from_the_measured_one():
+    """6 more micro-steps of 0.3 s, each with its share 0.05 of the step's untimed 0.1 s."""
+    (record,) = read(request((1, 8)), [result(0, ok(1)), result(1, ok(1))])
+    assert record.step_s == pytest.approx(1.0 + 6 * 0.35)
+    assert record.tokens_per_s == pytest.approx(800 / 3.1)
+    assert record.measured_accum_steps == (2,)
+
+
+def test_a_measured_accumulation_is_taken_as_it_is():
+    parts = [accumulation(1, whole=0.8, tokens=100), accumulation(4, whole=2.0, tokens=400)]
+    (record,) = read(request((1, 1)), [result(0, ok(1, *parts)), result(1, ok(1, *parts))])
+    assert (record.step_s, record.tokens_per_s) == (0.8, 125.0)
+    assert record.micro_step_s is None, "accumulation 1 has no micro-step without synchronisation"
+
+
+def test_the_rung_that_ran_out_of_memory_is_recorded_and_none_above():
+    failed = RungResult(micro_batch_size=2, outcome=Outcome.OOM, message="at accumulation 1: full")
+    results = [result(0, ok(1), failed), result(1, ok(1))]
+    records = read(request((1, 2), (2, 1), (4, 1)), results, Outcome.OOM, "full")
+    assert [(r.plan["micro_batch_size"], r.outcome) for r in records] == [
+        (1, Outcome.OK),
+        (2, Outcome.OOM),
+    ]
+    assert records[1].message == "at accumulation 1: full" and records[1].tokens_per_s is None
+
+
+def test_a_rung_only_one_rank_finished_is_not_measured():
+    records = read(request((1, 2)), [result(0, ok(1)), result(1)], Outcome.CRASHED, "rank 1 died")
+    assert [(r.outcome, r.message, r.tokens_per_s) for r in records] == [
+        (Outcome.CRASHED, "rank 1 died", None)
+    ]
+
+
+def test_a_rank_that_says_oom_does_not_hide_that_another_was_killed_first():
+    failed = RungResult(micro_batch_size=1, outcome=Outcome.OOM, message="full")
+    (record,) = read(request((1, 2)), [result(0, failed), result(1)], Outcome.CRASHED, "killed")
+    assert (record.outcome, record.message) == (Outcome.CRASHED, "killed")
+
+
+@pytest.mark.parametrize(("retries", "outcome"), [(1, Outcome.OK), (2, Outcome.THRASH)])
+def test_allocator_retries_are_thrash(retries: int, outcome: Outcome):
+    parts = accumulation(alloc_retries=retries)
+    (record,) = read(request((1, 2)), [result(0, ok(1)), result(1, ok(1, parts))])
+    assert record.outcome is outcome
+
+
+def test_interval_of_a_median():
+    """t(0.975, 3) = 3.18, standard error of a median sqrt(pi / 2) s / sqrt(n), s = sqrt(5 / 3)."""
+    spread = median_interval([10.0, 11.0, 12.0, 13.0])
+    assert spread.median == 11.5
+    assert spread.high - 11.5 == pytest.approx(3.18 * 1.2533141 * math.sqrt(5 / 3) / 2)
+    assert 11.5 - spread.low == pytest.approx(spread.high - 11.5)
+    assert median_interval([5.0]).high == math.inf
+    assert median_interval([1.0, 100.0]).low == 0.0
+
+
+# The cause of a failed launch
+
+
+def ended_rank(number: int, code: int, *, alive_at: float, ended_at: float | None) -> _Rank:
+    process = SimpleNamespace(returncode=code)
+    return _Rank(number=number, process=process, alive_at=alive_at, ended_at=ended_at)  # type: ignore[arg-type]
+
+
+def said(outcome: Outcome, message: str, time_s: float) -> RankError:
+    return RankError(outcome=outcome, message=message, traceback="", time_s=time_s)
+
+
+def conclude(ranks: list[_Rank], results: list[RankResult], host_oom: bool = False):
+    return _conclude(ranks, results, None, 1.0, host_oom)
+
+
+def silent(rank: int) -> RankResult:
+    return RankResult(launch_id="0001", rank=rank, world_size=2)
+
+
+def test_a_killed_rank_is_the_cause_though_the_other_spoke_before_its_death_was_noticed():
+    """Killed at 10.02, the other's collective fails at 10.03, the parent looks at 10.1."""
+    ranks = [
+        ended_rank(0, 1, alive_at=10.0, ended_at=10.1),
+        ended_rank(1, -9, alive_at=10.0, ended_at=10.1),
+    ]
+    lost = said(Outcome.CRASHED, "connection closed by peer", 10.03)
+    ended = conclude(ranks, [result(0, error=lost), silent(1)])
+    assert (ended.rank, ended.message) == (1, "rank 1 was killed by SIGKILL")
+
+
+def test_the_rank_that_ran_out_first_is_the_cause():
+    ranks = [ended_rank(n, 1, alive_at=9.9, ended_at=10.1) for n in (0, 1)]
+    lost = said(Outcome.CRASHED, "connection closed by peer", 10.05)
+    full = said(Outcome.OOM, "full", 10.01)
+    ended = conclude(ranks, [result(0, error=lost), result(1, error=full)])
+    assert (ended.rank, ended.outcome, ended.message) == (1, Outcome.OOM, "full")
+
+
+def test_a_rank_stopped_by_us_is_not_a_cause():
+    ranks = [
+        ended_rank(0, -15, alive_at=9.0, ended_at=None),
+        ended_rank(1, 1, alive_at=9.9, ended_at=10.0),
+    ]
+    ended = conclude(ranks, [silent(0), result(1, error=said(Outcome.OOM, "full", 9.95))])
+    assert (ended.rank, ended.outcome) == (1, Outcome.OOM)
+
+
+def test_sigkill_with_a_kernel_oom_kill_is_host_memory():
+    ranks = [ended_rank(0, -9, alive_at=1.0, ended_at=1.1)]
+    assert conclude(ranks, [silent(0)], host_oom=True).outcome is Outcome.HOST_OOM
+    assert conclude(ranks, [silent(0)], host_oom=False).outcome is Outcome.CRASHED
+
+
+def test_an_abort_after_a_complete_result_is_a_note():
+    ranks = [ended_rank(0, -6, alive_at=1.0, ended_at=1.1)]
+    ended = conclude(ranks, [result(0)])
+    assert ended.outcome is Outcome.OK
+    assert ended.notes == ["rank 0 finished, then ended with -6"]

@@ -1,0 +1,74 @@
+"""A run's folder and log, seen from outside the ranks."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from autotune.errors import AutotuneError
+from autotune.training import TrainLog, check_output_folder, given_checkpoint, last_checkpoint
+
+
+def checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if whole:
+        (path / "trainer_state.json").write_text("{}")
+    return path
+
+
+def test_the_last_checkpoint_is_the_one_with_the_most_steps(tmp_path: Path):
+    checkpoint(tmp_path, 9)
+    ten = checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 11, whole=False)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_checkpoint(tmp_path) == ten
+
+
+def test_no_checkpoint_says_what_to_do(tmp_path: Path):
+    checkpoint(tmp_path, 5, whole=False)
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(AutotuneError, match=r"no checkpoint in .* --save-steps"):
+            last_checkpoint(folder)
+
+
+def test_a_named_checkpoint_must_be_one(tmp_path: Path):
+    assert given_checkpoint(checkpoint(tmp_path, 1)) == tmp_path / "checkpoint-1"
+    with pytest.raises(AutotuneError, match="is not a checkpoint"):
+        given_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("held", ["log.jsonl", "run.json", "model.safetensors", "checkpoint-3"])
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, held: str):
+    if held == "checkpoint-3":
+        checkpoint(tmp_path, 3)
+    else:
+        (tmp_path / held).write_text("x")
+    with pytest.raises(AutotuneError, match=f"holds another run.*{held}.*--resume"):
+        check_output_folder(tmp_path)
+
+
+def test_a_new_folder_is_free(tmp_path: Path):
+    (tmp_path / "launches").mkdir()  # left by a run that was refused before its first step
+    check_output_folder(tmp_path)
+    check_output_folder(tmp_path / "absent")
+
+
+def test_the_log_shows_each_whole_line_once(tmp_path: Path):
+    old = json.dumps({"step": 1, "loss": 9.0}) + "\n"
+    file = tmp_path / "log.jsonl"
+    file.write_text(old)
+    shown = io.StringIO()
+    log = TrainLog(tmp_path, shown)
+    row = {"step": 2, "loss": 1.25, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens_per_s": 1234.5}
+    line = json.dumps(row) + "\n"
+    file.write_text(old + line + line[:10])
+    log.show_new(now=True)
+    want = "step 2: loss 1.2500, gradient norm 0.500, lr 1.00e-03, 1,234 tokens/s\n"
+    assert shown.getvalue() == want, "neither a resumed run's old lines nor half a line"
+    file.write_text(old + line + json.dumps({"step": 3, "eval_loss": 2.0, "eval_tokens": 7}) + "\n")
+    log.show_new(now=True)
+    assert shown.getvalue() == want + "step 3: held-out loss 2.0000 over 7 tokens\n"
