@@ -29,9 +29,6 @@ from autotune.trial.protocol import (
     RungResult,
 )
 
-MAX_DIRECT_ACCUMULATION = 4
-"""A plan's accumulation up to this is measured as it is; above, it is composed from 1 and 2."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
@@ -42,13 +39,12 @@ class Segment:
     last_of_rung: bool
 
 
-def segments_of(rungs: list[Rung]) -> list[Segment]:
+def segments_of(rungs: list[Rung], measurement: Measurement) -> list[Segment]:
     """Return the ladder's segments: each micro batch at accumulation 1 and at one of 2 or more."""
     segments = []
     for rung in rungs:
-        larger = (
-            rung.grad_accum_steps if 2 <= rung.grad_accum_steps <= MAX_DIRECT_ACCUMULATION else 2
-        )
+        direct = 2 <= rung.grad_accum_steps <= measurement.max_direct_accumulation
+        larger = rung.grad_accum_steps if direct else 2
         segments += [
             Segment(micro_batch_size=rung.micro_batch_size, grad_accum_steps=1, last_of_rung=False),
             Segment(
@@ -87,7 +83,7 @@ class Ladder(TrainerCallback):
         report: Callable[[RungResult], None],
         progress: Callable[[], None],
     ) -> None:
-        self._segments = segments_of(rungs)
+        self._segments = segments_of(rungs, measurement)
         self._measurement = measurement
         self._timer = timer
         self._gauge = gauge

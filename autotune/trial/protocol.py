@@ -73,6 +73,8 @@ class Measurement(_Message):
     min_steps: int = 3
     max_steps: int = 20
     """Counted optimizer steps at each accumulation."""
+    max_direct_accumulation: int = 4
+    """An accumulation up to this is measured as it is; above, it is composed from 1 and 2."""
     target_seconds: float = 4.0
     """A rung's accumulation stops counting after `min_steps` steps once this time has passed."""
 
