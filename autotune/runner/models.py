@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from autotune.errors import AutotuneError
@@ -34,15 +35,24 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
     if request.model.weights:
         model = _load_pretrained(request.model.weights)
     else:
-        config = AutoConfig.for_model(**request.model.config)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION_NAME
-        )
+        model = _allocate(request.model.config)
         if plan.engine is not Engine.FSDP2 or _is_first_rank():
             _initialise(model, request.seed, request.workload.precision)
     model.config.use_cache = False
     if request.workload.adapter is not None:
         model = _add_adapter(model, request)
+    return model
+
+
+def _allocate(config: dict[str, Any]) -> PreTrainedModel:
+    """Build the model without writing its weights: the kernel gives no pages until they are."""
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config),
+            dtype=torch.float32,
+            attn_implementation=ATTENTION_NAME,
+        )
+    model.tie_weights()  # part of the initialisation that was left out
     return model
 
 
