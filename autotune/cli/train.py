@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from autotune.cli.data import add_data_arguments, dataset_from
 from autotune.cli.options import positive_int
 from autotune.errors import AutotuneError, NothingFitsError
+from autotune.units import format_bytes
 
 if TYPE_CHECKING:
     from autotune.config import RunConfig
@@ -69,7 +70,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps(ended.document, indent=1) + "\n")
     else:
-        sys.stdout.write(f"Trained {ended.document['steps']} steps: {request.out_dir}\n")
+        host = format_bytes(ended.document["host_peak_bytes"])
+        sys.stdout.write(
+            f"Trained {ended.document['steps']} steps: {request.out_dir} "
+            f"(host memory peak {host} a rank)\n"
+        )
     return 0
 
 
