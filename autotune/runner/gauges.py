@@ -12,6 +12,10 @@ import torch
 
 from autotune.trial.protocol import Outcome
 
+_AT_LIMIT = 16 * 2**20
+"""Two thread stacks of 8 MiB (the default of `ulimit -s`): the largest blocks torch does not ask
+for."""
+_LIBRARY_ERRORS = (RuntimeError, OSError, SystemError)
 _CPU_OOM_TEXTS = ("can't allocate memory", "could not create a memory", "std::bad_alloc")
 
 
@@ -40,6 +44,13 @@ class CudaGauge:
         """Let the allocator have no more than this; it raises OutOfMemoryError above."""
         total = torch.cuda.get_device_properties().total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
+
+    def at_limit(self) -> bool:
+        """Say no: the allocator raises its own error at the limit, so nothing has to be guessed."""
+        return False
+
+    def lift_limit(self) -> None:
+        """Do nothing: reporting a failure takes host memory alone."""
 
     def reset(self) -> None:
         """Start a new peak, without the cache that an earlier, differently shaped rung left."""
@@ -72,6 +83,7 @@ class CpuGauge:
     def __init__(self) -> None:
         self.baseline_bytes = 0
         self._resident_baseline = 0
+        self._ceiling: int | None = None
 
     def set_baseline(self) -> None:
         """Note VmData and the resident set after the imports."""
@@ -80,8 +92,24 @@ class CpuGauge:
 
     def limit(self, num_bytes: int) -> None:
         """Make allocations fail above the baseline plus this many bytes, through RLIMIT_DATA."""
-        ceiling = self.baseline_bytes + num_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+        self._ceiling = self.baseline_bytes + num_bytes
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (self._ceiling, hard))
+
+    def at_limit(self) -> bool:
+        """Say whether so little is left below the limit that a failure now is the limit's doing.
+
+        Libraries report it in their own words: threads as "Resource temporarily unavailable",
+        oneDNN as "could not create a primitive".
+        """
+        return self._ceiling is not None and self._ceiling - _status_bytes("VmData") < _AT_LIMIT
+
+    def lift_limit(self) -> None:
+        """Take the limit away."""
+        if self._ceiling is not None:
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+            self._ceiling = None
 
     def reset(self) -> None:
         """Start a new resident peak (the kernel's `clear_refs` value 5, see proc(5))."""
@@ -110,13 +138,20 @@ def make_gauge(device: str) -> Gauge:
     return CudaGauge() if device == "cuda" else CpuGauge()
 
 
-def memory_outcome(error: BaseException) -> Outcome | None:
-    """Say whether an exception means that memory ran out; the rank says so, nobody greps logs."""
+def memory_outcome(error: BaseException, gauge: Gauge | None = None) -> Outcome | None:
+    """Say whether an exception means that memory ran out; the rank says so, nobody greps logs.
+
+    Args:
+        error: what stopped the rank.
+        gauge: with it, an error of a library at the very limit counts, whatever it says.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Outcome.OOM
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OOM_TEXTS):
         return Outcome.OOM
     if isinstance(error, OSError) and error.errno == 12:  # ENOMEM
+        return Outcome.OOM
+    if gauge is not None and isinstance(error, _LIBRARY_ERRORS) and gauge.at_limit():
         return Outcome.OOM
     return None
 

@@ -51,10 +51,12 @@ def run_trial(request: Request, answer: Answer) -> None:
         ladder.trainer = trainer
         trainer.train()
     except Exception as error:
-        outcome = memory_outcome(error)
-        if outcome is not None:
-            answer.add_rung(_out_of_memory(ladder, outcome, error))
-        raise
+        outcome = memory_outcome(error, session.gauge)
+        session.gauge.lift_limit()  # saying so takes memory, too
+        if outcome is None:
+            raise
+        answer.add_rung(_out_of_memory(ladder, outcome, error))
+        raise MemoryError(_what_was_asked(error)) from error
 
 
 def _out_of_memory(ladder: Ladder, outcome: Outcome, error: BaseException) -> RungResult:
@@ -71,4 +73,5 @@ def _what_was_asked(error: BaseException) -> str:
     """Return the size the allocator could not give, where its message says it, else its message."""
     text = str(error)
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
-    return f"no memory for {asked[1]} more" if asked else text.splitlines()[0]
+    first_line = next(iter(text.splitlines()), type(error).__name__)
+    return f"no memory for {asked[1]} more" if asked else first_line

@@ -149,6 +149,20 @@ def test_out_of_memory_ends_the_ladder_and_keeps_the_rungs_below(tmp_path: Path)
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "limit_mib"), [("ddp", 5), ("zero2", 20), ("fsdp2", 20)])
+def test_memory_that_ends_before_the_first_step_is_out_of_memory_too(
+    strategy: str, limit_mib: int, tmp_path: Path
+) -> None:
+    """Imports, threads and oneDNN fail in words of their own there, none of which says memory."""
+    plan, limit = make_plan(strategy, 2), limit_mib * 2**20
+    request = trial_request(plan, tmp_path, rungs=[(1, 2), (2, 2)], memory_limit_bytes=limit)
+    ended = run(request)
+    assert ended.outcome is Outcome.OOM, ended.message
+    assert [record.outcome for record in records_of(request, ended)] == [Outcome.OOM]
+    assert_nothing_left(tmp_path)
+
+
 def test_a_planted_build_lock_neither_hangs_nor_stays(tmp_path: Path) -> None:
     """A rank killed while an operator was built leaves such a lock; the next run waits for it."""
     request = trial_request(make_plan("zero1", 2), tmp_path, rungs=[(1, 2)])
