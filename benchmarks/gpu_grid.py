@@ -18,7 +18,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace) -> int:
     )
     started = time.monotonic()
     budget_s = parse_duration_s(args.budget) if args.budget else None
-    for cell in cells(args.strategies):
+    for cell in cells(args.strategies, args.only):
         if budget_s is not None and time.monotonic() - started > budget_s:
             grid.skip(cell, f"the budget of {args.budget} was spent")
         else:
@@ -144,14 +144,21 @@ def default_model(hardware: HardwareSpec) -> str:
     return "tiny-qwen3" if hardware.gpu.is_cpu else MODELS[-1]
 
 
-def cells(strategies: Sequence[str]) -> Iterator[Cell]:
-    """Yield the grid so that a budget that ends early has seen every engine first."""
-    for mode in Recompute:
-        for strategy in strategies:
-            yield Cell(strategy=strategy, recompute=mode)
-    for strategy in strategies:
-        if strategy in LORA_STRATEGIES:
-            yield Cell(strategy=strategy, recompute=Recompute.NONE, adapter=Lora())
+def cells(strategies: Sequence[str], only: Sequence[str] | None) -> list[Cell]:
+    """Return the grid, ordered so that a budget that ends early has seen every engine first."""
+    grid = [Cell(strategy=name, recompute=mode) for mode in Recompute for name in strategies]
+    grid += [
+        Cell(strategy=name, recompute=Recompute.NONE, adapter=Lora())
+        for name in strategies
+        if name in LORA_STRATEGIES
+    ]
+    unknown = sorted(set(only or ()) - {cell.name for cell in grid})
+    if unknown:
+        raise AutotuneError(
+            f"--only {','.join(unknown)}: not in the grid. "
+            f"Known: {', '.join(cell.name for cell in grid)}."
+        )
+    return [cell for cell in grid if only is None or cell.name in only]
 
 
 def run_cell(grid: Grid, cell: Cell) -> None:
@@ -292,6 +299,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--global-batch-size", type=int, default=16)
     parser.add_argument("--packing", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--strategies", type=lambda text: text.split(","), default=STRATEGIES)
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help="launches, such as fsdp2,zero2-full"
+    )
     parser.add_argument("--memory-limit", help="such as 40GiB (default: all of the memory)")
     parser.add_argument("--seconds", type=float, default=4.0, help="counted seconds a rung")
     parser.add_argument("--launch-timeout", default="10m")
