@@ -100,14 +100,12 @@ def test_fp32_and_unpacked_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
 def test_recompute_lowers_the_peak(strategy: str, tmp_path: Path) -> None:
-    peaks, steps = [], []
+    peaks = []
     for recompute in (False, True):
         plan = make_plan(strategy, 1, recompute=recompute)
         _, (record,) = ran(plan, tmp_path / f"recompute-{recompute}", rungs=[(8, 1)])
         peaks.append(record.peak_allocated_bytes)
-        steps.append(record.sync_micro_step_s)
     assert peaks[1] < 0.8 * peaks[0]
-    assert steps[1] > steps[0]
 
 
 def test_allocator_ends_the_ladder_at_the_limit(tmp_path: Path) -> None:
