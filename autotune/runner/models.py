@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from autotune.errors import AutotuneError
@@ -57,13 +58,29 @@ def _allocate(config: dict[str, Any]) -> PreTrainedModel:
 
 
 def _load_pretrained(folder: str) -> PreTrainedModel:
-    model, report = AutoModelForCausalLM.from_pretrained(
+    if is_deepspeed_zero3_enabled():
+        # There transformers reports no unexpected key, whatever the files hold: look without it.
+        with _zero3_set_aside():
+            _check_weights(folder, _from_pretrained(folder, device_map="meta")[1])
+    model, report = _from_pretrained(folder)
+    _check_weights(folder, report)
+    return model
+
+
+def _from_pretrained(folder: str, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation=ATTENTION_NAME,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported, and fatal: see _check_weights
         local_files_only=Path(folder).is_dir(),
+        **more,
     )
+    return loaded
+
+
+def _check_weights(folder: str, report: dict[str, Any]) -> None:
     wrong = {
         what: sorted(map(str, report[what]))
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -78,7 +95,17 @@ def _load_pretrained(folder: str) -> PreTrainedModel:
             f"The weights in {folder} do not match the model ({listed}). "
             "Training would start from random values there. Check base_model and its files."
         )
-    return model
+
+
+@contextlib.contextmanager
+def _zero3_set_aside() -> Iterator[None]:
+    """Let transformers build a model as if ZeRO-3 were not asked for."""
+    kept = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def _initialise(model: PreTrainedModel, seed: int, precision: Precision) -> None:

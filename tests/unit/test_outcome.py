@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from autotune.plan import Engine, Plan
 from autotune.spec.workload import Workload
-from autotune.trial.launch import _conclude, _Rank
+from autotune.trial.launch import _conclude, _interrupts_held, _Rank
 from autotune.trial.outcome import median_interval, read_rungs
 from autotune.trial.protocol import (
     AccumulationResult,
@@ -186,3 +188,12 @@ def test_an_abort_after_a_complete_result_is_a_note():
     ended = conclude(ranks, [result(0)])
     assert ended.outcome is Outcome.OK
     assert ended.notes == ["rank 0 finished, then ended with -6"]
+
+
+def test_ctrl_c_waits_until_the_ranks_are_stopped():
+    before = signal.getsignal(signal.SIGINT)
+    with _interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
