@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autotune.plan import Engine, Plan
+from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Strategy
@@ -258,6 +258,33 @@ def _no_tensor_parallel(case: _Case) -> _Broken:
     )
 
 
+def _window_covers_sequence(case: _Case) -> _Broken:
+    config, seq_len = case.model.hf_config, case.workload.seq_len
+    window = config.get("sliding_window")
+    # Qwen2 and Qwen3 state a window that is off unless another key switches it on.
+    if not window or not config.get("use_sliding_window", config.get("model_type") == "mistral"):
+        return None
+    if seq_len <= window:
+        return None
+    return (
+        f"Attention has a sliding window of {window} tokens, the sequence has {seq_len}.",
+        f"Lower the sequence length to {window}: longer ones would train full attention.",
+    )
+
+
+def _dropout_can_be_recomputed(case: _Case) -> _Broken:
+    adapter, plan = case.workload.adapter, case.plan
+    if adapter is None or not adapter.dropout:
+        return None
+    if plan.engine is not Engine.FSDP2 or plan.recompute is Recompute.NONE:
+        return None
+    return (
+        f"LoRA dropout {adapter.dropout} with FSDP2's recomputation: accelerate recomputes without "
+        "restoring the random state, so forward and backward would drop different values.",
+        "Set the dropout to 0, or leave recomputation out.",
+    )
+
+
 RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT102": _cp_divides_ranks,
     "AT103": _batch_divides,
@@ -273,6 +300,8 @@ RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT113": _lora_targets_exist,
     "AT114": _lora_rank_is_low,
     "AT115": _no_tensor_parallel,
+    "AT118": _window_covers_sequence,
+    "AT119": _dropout_can_be_recomputed,
     # Last, because where another rule is broken too, that one says why.
     "AT101": _world_size,
 }

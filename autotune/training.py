@@ -74,7 +74,9 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         AutotuneError: the folder holds a run's log, weights or checkpoints.
     """
-    held = [name for name in (LOG_FILE, RUN_FILE, "model.safetensors") if (folder / name).exists()]
+    held = [name for name in (LOG_FILE, RUN_FILE) if (folder / name).exists()]
+    patterns = ("*.safetensors", "pytorch_model*.bin", "config.json", "adapter_config.json")
+    held += sorted(path.name for pattern in patterns for path in folder.glob(pattern))[:3]
     held += [path.name for path in _checkpoints(folder)][-1:]
     if held:
         raise AutotuneError(

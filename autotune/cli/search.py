@@ -150,6 +150,7 @@ def _contract(args: argparse.Namespace) -> Contract:
         recompute=_recompute_modes(args.recompute),
         memory_limit_bytes=limit,
         datasets=[dataset] if dataset else [],
+        seed=args.seed,
     )
 
 

@@ -26,9 +26,7 @@ SCHEDULERS = (
     "cosine_with_restarts",
 )  # fmt: skip
 DATASET_TYPES = ("completion", "alpaca", "chat_template")
-_USED_DATASET_KEYS = frozenset(
-    {"path", "type", "ds_type", "field", "field_messages", "split", "train_on_eos"}
-)
+_USED_DATASET_KEYS = frozenset({"path", "type", "ds_type", "field", "field_messages", "split"})
 DEFAULT_MAX_GRAD_NORM = 1.0  # transformers.TrainingArguments
 
 
@@ -149,12 +147,15 @@ def read_datasets(
     for index, entry in enumerate(entries):
         place = f"{where}: {key}[{index}]"
         check_known(entry, key_catalogue().dataset_keys, place)
-        source = _dataset(Section(entry, place), entry, folder)
         unused = sorted(name for name, value in entry.items()
                         if value is not None and name not in _USED_DATASET_KEYS)  # fmt: skip
         if unused:
-            warnings.append(f"{place}: kept but not used here: {', '.join(unused)}.")
-        sources.append(source)
+            # Every one of them changes what is trained on.
+            raise AutotuneError(
+                f"{place}: {', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used "
+                f"here yet. Allowed: {', '.join(sorted(_USED_DATASET_KEYS))}."
+            )
+        sources.append(_dataset(Section(entry, place), entry, folder))
     return sources, warnings
 
 

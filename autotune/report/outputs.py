@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune import __version__
 from autotune.config import AutotuneBlock, fallback_ladder
@@ -21,9 +21,11 @@ from autotune.search.study import (
     write_json,
     write_text,
 )
-from autotune.search.tuner import Stopped
 from autotune.spec.training import TrainSettings
 from autotune.trial.record import TrialRecord
+
+if TYPE_CHECKING:  # the tuner brings Optuna
+    from autotune.search.tuner import Stopped
 
 BEST_FILE = "best.yml"
 
@@ -86,7 +88,7 @@ class Outputs:
             plan,
             train=TrainSettings(),
             datasets=contract.datasets,
-            base_model=contract.base_model,
+            base_model=contract.base_model if Path(contract.base_model).exists() else None,
             output_dir=str(self._folder / "model-out"),
             seed=self._seed,
             device="cuda" if contract.device == "cuda" else "cpu",

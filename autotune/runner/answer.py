@@ -40,10 +40,13 @@ class Answer:
             world_size=int(os.environ["WORLD_SIZE"]),
             versions=_versions(),
         )
-        self.heartbeat()
 
     def heartbeat(self) -> None:
-        """Tell the supervisor that this rank is making progress."""
+        """Tell the supervisor that this rank is making progress.
+
+        The first one comes when the model is prepared: how long data and model take to load
+        depends on their size, and the deadline allows for that.
+        """
         (self._folder / heartbeat_file(self.rank)).touch()
 
     def add_asserted(self, found: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,12 @@ _AT_LIMIT = 16 * 2**20
 """Two thread stacks of 8 MiB (the default of `ulimit -s`): the largest blocks torch does not ask
 for."""
 _LIBRARY_ERRORS = (RuntimeError, OSError, SystemError)
+_CUDA_OOM_TEXTS = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "failure 2 'out of memory'",
+)
 _CPU_OOM_TEXTS = ("can't allocate memory", "could not create a memory", "std::bad_alloc")
 
 
@@ -147,20 +152,15 @@ def memory_outcome(error: BaseException, gauge: Gauge | None = None) -> Outcome 
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Outcome.OOM
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OOM_TEXTS):
+    # What the device's memory refuses, past the caching allocator: handles, NCCL's buffers.
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _CUDA_OOM_TEXTS):
         return Outcome.OOM
-    if isinstance(error, OSError) and error.errno == 12:  # ENOMEM
-        return Outcome.OOM
+    refused = isinstance(error, RuntimeError) and any(t in str(error) for t in _CPU_OOM_TEXTS)
+    if refused or (isinstance(error, OSError) and error.errno == 12):  # ENOMEM
+        return Outcome.HOST_OOM if isinstance(gauge, CudaGauge) else Outcome.OOM
     if gauge is not None and isinstance(error, _LIBRARY_ERRORS) and gauge.at_limit():
         return Outcome.OOM
     return None
-
-
-def timed(gauge: Gauge, function: Callable[[], object]) -> float:
-    """Return the synchronised seconds of a call."""
-    start = gauge.now_s()
-    function()
-    return gauge.now_s() - start
 
 
 def peak_resident_bytes() -> int:

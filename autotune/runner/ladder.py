@@ -40,9 +40,20 @@ class Segment:
 
 
 def segments_of(rungs: list[Rung], measurement: Measurement) -> list[Segment]:
-    """Return the ladder's segments: each micro batch at accumulation 1 and at one of 2 or more."""
+    """Return the ladder's segments: each micro batch at accumulation 1 and at one of 2 or more.
+
+    A plan whose own accumulation is 1 is measured at 1 alone: more would hold gradients between
+    micro-steps, and its running out of memory would say nothing about the plan.
+    """
     segments = []
     for rung in rungs:
+        if rung.grad_accum_steps == 1:
+            segments.append(
+                Segment(
+                    micro_batch_size=rung.micro_batch_size, grad_accum_steps=1, last_of_rung=True
+                )
+            )
+            continue
         direct = 2 <= rung.grad_accum_steps <= measurement.max_direct_accumulation
         larger = rung.grad_accum_steps if direct else 2
         segments += [

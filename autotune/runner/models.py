@@ -68,15 +68,21 @@ def _load_pretrained(folder: str) -> PreTrainedModel:
 
 
 def _from_pretrained(folder: str, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        attn_implementation=ATTENTION_NAME,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported, and fatal: see _check_weights
-        local_files_only=Path(folder).is_dir(),
-        **more,
-    )
+    try:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=ATTENTION_NAME,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and fatal: see _check_weights
+            local_files_only=Path(folder).is_dir(),
+            **more,
+        )
+    except OSError as error:  # what transformers raises for files that are not there
+        raise AutotuneError(
+            f"The weights of {folder} cannot be read: {str(error).splitlines()[0]} Give base_model "
+            "a local folder that holds them, or a Hub id that can be reached."
+        ) from error
     return loaded
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 
-from deepspeed.accelerator import get_accelerator
+from autotune.runner.answer import die_with_parent
 
 
 def main() -> None:
     """Load each named builder, which compiles it on first use."""
+    die_with_parent()
+    from deepspeed.accelerator import get_accelerator
+
     for name in json.loads(sys.argv[1]):
         get_accelerator().create_op_builder(name).load()
 

@@ -24,6 +24,7 @@ from autotune.spec.workload import Precision
 from autotune.trial.protocol import LOG_FILE, Request
 
 _STATE_FILE = "trainer_state.json"
+_ORDER_FILE = "autotune_data_order.json"
 
 
 def run_training(request: Request, answer: Answer) -> None:
@@ -36,7 +37,12 @@ def run_training(request: Request, answer: Answer) -> None:
     assert settings is not None
     session = open_session(request, answer)
     data = session.data
-    start_step = _resumed_step(settings.resume_from)
+    data_order = {
+        "global_batch_size": session.plan.global_batch_size,
+        "sequences": len(data.train),
+        "seed": request.seed,
+    }
+    start_step = _resumed_step(settings.resume_from, data_order)
     total = settings.max_steps or steps_for_epochs(
         len(data.train), session.plan.global_batch_size, settings.num_epochs
     )
@@ -50,7 +56,7 @@ def run_training(request: Request, answer: Answer) -> None:
         eval_loader=session.eval_loader(),
     )
     steps_per_epoch = len(data.train) / session.plan.global_batch_size
-    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch))
+    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch, data_order))
     answer.result.train["host_peak_bytes_after_load"] = peak_resident_bytes()
     trainer.train(resume_from_checkpoint=settings.resume_from)
     if data.validation is not None and trainer.last_evaluated_step != trainer.state.global_step:
@@ -89,13 +95,28 @@ def _schedule(
     return values
 
 
-def _resumed_step(checkpoint: str | None) -> int:
-    """Return the step a checkpoint ends at."""
+def _resumed_step(checkpoint: str | None, data_order: dict[str, int]) -> int:
+    """Return the step a checkpoint ends at.
+
+    Raises:
+        AutotuneError: no checkpoint, or one of a run that read its data in another order: going on
+            would skip some sequences and repeat others.
+    """
     if checkpoint is None:
         return 0
     state = Path(checkpoint) / _STATE_FILE
     if not state.exists():
         raise AutotuneError(f"{checkpoint} is not a checkpoint: it has no {_STATE_FILE}.")
+    written = Path(checkpoint) / _ORDER_FILE
+    held = json.loads(written.read_text()) if written.exists() else data_order
+    differ = [key for key, value in data_order.items() if held.get(key) != value]
+    if differ:
+        key = differ[0]
+        raise AutotuneError(
+            f"{checkpoint} was written with {key} {held.get(key)}; this run has {data_order[key]}, "
+            "and would skip some of the data and repeat some. Keep micro_batch_size x "
+            "gradient_accumulation_steps x data-parallel ranks, the data and the seed."
+        )
     return int(json.loads(state.read_text())["global_step"])
 
 
@@ -116,12 +137,18 @@ class RunLog(TrainerCallback):
     """Writes what the Trainer logs as JSON lines, and keeps the heartbeat going."""
 
     def __init__(
-        self, request: Request, answer: Answer, trainer: AutotuneTrainer, steps_per_epoch: float
+        self,
+        request: Request,
+        answer: Answer,
+        trainer: AutotuneTrainer,
+        steps_per_epoch: float,
+        data_order: dict[str, int],
     ) -> None:
         self._file = Path(request.out_dir) / LOG_FILE
         self._answer = answer
         self._trainer = trainer
         self._steps_per_epoch = steps_per_epoch
+        self._data_order = data_order
         self._step_start = time.perf_counter()
         self._tokens = 0
         self._seconds = 0.0
@@ -147,9 +174,18 @@ class RunLog(TrainerCallback):
         """Evaluation is progress, too."""
         self._answer.heartbeat()
 
-    def on_save(self, *args: Any, **kwargs: Any) -> None:
-        """So is saving."""
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave beside the checkpoint in which order the data was read."""
         self._answer.heartbeat()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._answer.rank == 0 and folder.is_dir():
+            (folder / _ORDER_FILE).write_text(json.dumps(self._data_order) + "\n")
 
     def on_log(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -46,6 +47,7 @@ class Contract:
     recompute: Sequence[str]
     memory_limit_bytes: int | None
     datasets: Sequence[DatasetSource]
+    seed: int
 
     def to_dict(self, name: str) -> dict[str, Any]:
         """Return the JSON form that `study.json` holds."""
@@ -71,10 +73,22 @@ class Contract:
             "cp_degrees": list(self.cp_degrees),
             "recompute": list(self.recompute),
             "memory_limit_bytes": self.memory_limit_bytes,
-            "datasets": [source.model_dump(mode="json") for source in self.datasets],
+            "datasets": [
+                source.model_dump(mode="json") | {"content": _content(source.path)}
+                for source in self.datasets
+            ],
+            "seed": self.seed,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": _versions(),
         }
+
+
+def _content(path: str) -> str | None:
+    """Return a digest of a local data file; None for a folder or a Hub id."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(hardware: HardwareSpec) -> str:

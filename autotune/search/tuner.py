@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from autotune.errors import NothingFitsError
 from autotune.plan import Plan
 from autotune.search.asker import Asker
 from autotune.search.space import Family
@@ -172,14 +173,15 @@ class Tuner:
         sizes = ", ".join(str(rung.micro_batch_size) for rung in rungs)
         self._progress.launch_started(number, f"{family.name}, micro batch {sizes}")
         notes: list[str] = []
-        built_s = build_native_ops(request, folder, note=notes)
-        if built_s > 5:
-            notes.append(f"built native operators in {built_s:.0f} s")
         limits = self._limits(family, rungs, budget_ends)
+        tag = {STUDY_VARIABLE: str(self._folder.resolve())}
         try:
-            ended = run_launch(
-                request, folder, limits, environment={STUDY_VARIABLE: str(self._folder.resolve())}
-            )
+            built_s = build_native_ops(request, folder, note=notes, environment=tag)
+            if built_s > 5:
+                notes.append(f"built native operators in {built_s:.0f} s")
+            ended = run_launch(request, folder, limits, environment=tag)
+        except NothingFitsError as error:  # no compiler: other families need none
+            ended = _not_started(str(error))
         except KeyboardInterrupt:
             kept = self._keep_finished(family, request, number, folder)
             self._asker.tell(family, kept)
@@ -299,6 +301,10 @@ class Tuner:
         if budget_ends is not None:
             deadline = min(deadline, max(1.0, budget_ends - time.monotonic()))
         return Limits(deadline_s=deadline, hang_s=_HANG_S)
+
+
+def _not_started(why: str) -> Ended:
+    return Ended(outcome=Outcome.CRASHED, message=why, rank=None, exit_codes=[], elapsed_s=0.0)
 
 
 def _cut_by_budget(limits: Limits, budget_ends: float | None) -> bool:

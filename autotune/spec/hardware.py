@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from autotune.units import GIB
 
 GPUS_PER_NODE = 8
 CPU = "cpu"
+_STAND_IN = "a100-80gb"
+_LOG = logging.getLogger(__name__)
 
 # NCCL, src/graph/tuning.cc: latency of one hop of a ring with the Simple protocol.
 _NVLINK_HOP_S = 3.4e-6
@@ -124,7 +127,7 @@ def detect_hardware(
     """Describe this machine's devices.
 
     Raises:
-        AutotuneError: no GPU, fewer than asked for, or a type the catalogue does not hold.
+        AutotuneError: no GPU, or fewer than asked for.
     """
     _check_count(num_gpus)
     if device == "cpu":
@@ -137,16 +140,17 @@ def detect_hardware(
         )
     entries = read_catalogue("gpus")
     kind = next((k for k, e in entries.items() if _matches(names[0], e["nvml_names"])), None)
+    hardware = _from_entry(kind or _STAND_IN, entries[kind or _STAND_IN], num_gpus, False)
+    gpu = hardware.gpu
     if kind is None:
-        raise AutotuneError(
-            f"GPU {names[0]!r} is not in the catalogue. Known: {', '.join(gpu_types())}. "
-            "Predict for one of them with 'autotune plan --gpu-type TYPE'."
-        )
-    hardware = _from_entry(kind, entries[kind], num_gpus, whole_nodes=False)
-    usable = min(hardware.gpu.memory_bytes, *memory[:num_gpus])
+        # Measuring needs no catalogue; predictions then only order what is measured.
+        source = f"memory from NVML; its speed is unknown, that of {_STAND_IN} stands in for it"
+        _LOG.warning("GPU %s is not in the catalogue: %s.", names[0], source)
+        gpu = replace(gpu, name=names[0], memory_bytes=min(memory[:num_gpus]), source=source)
+    usable = min(gpu.memory_bytes, *memory[:num_gpus])
     hardware = replace(
         hardware,
-        gpu=replace(hardware.gpu, memory_bytes=usable),
+        gpu=replace(gpu, memory_bytes=usable),
         host_memory_bytes=_host_memory_bytes(),
     )
     return _limit_memory(hardware, memory_limit_bytes)
@@ -233,6 +237,20 @@ def _host_memory_bytes() -> int:
     return total if text == "max" else min(total, int(text))
 
 
+def _visible_indices(visible: str, uuids: list[str]) -> list[int]:
+    """Read CUDA_VISIBLE_DEVICES as CUDA does: numbers or UUID prefixes, up to the first unknown."""
+    chosen = []
+    for word in (part.strip() for part in visible.split(",")):
+        if word.isdigit() and int(word) < len(uuids):
+            chosen.append(int(word))
+            continue
+        matches = [index for index, uuid in enumerate(uuids) if word and uuid.startswith(word)]
+        if len(matches) != 1:
+            break
+        chosen.append(matches[0])
+    return chosen
+
+
 def _nvml_devices() -> tuple[list[str], list[int]]:
     """Return the names and total memory of the GPUs NVML sees."""
     none_found = AutotuneError(
@@ -256,13 +274,13 @@ def _nvml_devices() -> tuple[list[str], list[int]]:
         ]
         names = [pynvml.nvmlDeviceGetName(handle) for handle in handles]
         memory = [pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles]
+        uuids = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
     finally:
         pynvml.nvmlShutdown()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        chosen = [int(word) for word in visible.split(",") if word.strip().isdigit()]
-        names = [names[index] for index in chosen if index < len(names)]
-        memory = [memory[index] for index in chosen if index < len(memory)]
+        chosen = _visible_indices(visible, uuids)
+        names, memory = [names[index] for index in chosen], [memory[index] for index in chosen]
     if not names:
         raise none_found
     return names, memory

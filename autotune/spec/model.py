@@ -159,7 +159,10 @@ def load_model(name_or_path: str) -> ModelSpec:
     looks_like_path = name_or_path.startswith((".", "/", "~")) or path.suffix == ".json"
     key = by_name.get(name_or_path.lower())
     if key and not looks_like_path:
-        return model_from_config(key, entries[key]["config"], tokenizer=entries[key].get("hub"))
+        hub = entries[key].get("hub")
+        # By its Hub id the model is meant as it was published; by our name it is its shape alone.
+        published = hub if name_or_path.lower() != key.lower() else None
+        return model_from_config(key, entries[key]["config"], weights=published, tokenizer=hub)
     if path.exists():
         return _load_local(path)
     if looks_like_path:

@@ -38,7 +38,7 @@ class TrainSettings(BaseModel):
     eval_steps: int | None = None
     """None evaluates at the end of the run alone."""
     save_steps: int | None = None
-    """None saves at the end of the run alone."""
+    """None writes no checkpoints, only the final weights."""
     save_total_limit: int | None = None
     val_set_size: float = 0.0
     """Share of the sequences (below 1) or their count (1 and above) held out."""

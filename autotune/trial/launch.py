@@ -125,7 +125,9 @@ def run_launch(
 
 def rank_environment(request: Request, folder: Path, tag: str, world: int) -> dict[str, str]:
     """Return the variables every rank of a launch shares."""
-    variables = dict(os.environ)
+    # What `accelerate launch` left in a shell would change what the ranks run.
+    foreign = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     package_parent = str(Path(__file__).resolve().parents[2])
     variables |= {
         TAG_VARIABLE: tag,
@@ -139,11 +141,13 @@ def rank_environment(request: Request, folder: Path, tag: str, world: int) -> di
         "PYTHONPATH": os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")])),
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_EXTENSIONS_DIR": str(native_ops_dir()),
+        # A file of the user's called datasets.py must not stand for the library.
+        "PYTHONSAFEPATH": "1",
         # Looking for a GPU must not create a CUDA context.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }
+    threads = max(1, len(os.sched_getaffinity(0)) // world)
     if request.device == "cpu":
-        threads = max(1, len(os.sched_getaffinity(0)) // world)
         variables |= {
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
@@ -154,6 +158,10 @@ def rank_environment(request: Request, folder: Path, tag: str, world: int) -> di
         }
     else:
         variables.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        # NVML numbers GPUs by bus; CUDA would number the fastest first.
+        variables.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        # Without it each rank would start a thread a core, and CPU Adam would measure too slow.
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
     return variables
 
 
@@ -205,8 +213,13 @@ def _watch(
         if first_failure is not None and now - first_failure > _LAST_WORDS_S:
             return None
         ended = [rank.ended_at for rank in ranks if rank.ended_at is not None]
-        if first_failure is None and ended and now - min(ended) > _EXIT_S:
-            return None  # finished well, but a process would not end: its result still counts
+        if (
+            first_failure is None
+            and ended
+            and now - max(ended) > _EXIT_S
+            and all(_finished_well(folder, r.number) for r in ranks if r.ended_at is None)
+        ):
+            return None  # all finished well, but a process would not end: its result still counts
         if first_failure is None:
             verdict = _stalled(ranks, folder, limits, started, now)
             if verdict is not None:
@@ -265,10 +278,11 @@ def _stop(ranks: list[_Rank]) -> None:
     deadline = time.monotonic() + _TERMINATE_S
     while time.monotonic() < deadline and any(r.process.poll() is None for r in running):
         time.sleep(0.05)
-    for rank in ranks:
+    for rank in running:
         _signal_group(rank, signal.SIGKILL)  # the whole group, so a rank's children go too
     for rank in running:
-        rank.process.wait(timeout=30)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, freeing its memory
+            rank.process.wait(timeout=30)
 
 
 @contextlib.contextmanager

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from autotune.errors import NothingFitsError
 from autotune.plan import Engine, Plan
-from autotune.trial.launch import native_ops_dir, rank_environment
+from autotune.trial.launch import TAG_VARIABLE, native_ops_dir, rank_environment
+from autotune.trial.processes import kill_tagged
 from autotune.trial.protocol import Request
 
 _BUILD_LIMIT_S = 900
@@ -34,7 +36,13 @@ def needed_ops(plan: Plan, device: str) -> list[str]:
     return [*ops, "CPUAdamBuilder"] if plan.offload_optimizer else ops
 
 
-def build_native_ops(request: Request, folder: Path, *, note: list[str] | None = None) -> float:
+def build_native_ops(
+    request: Request,
+    folder: Path,
+    *,
+    note: list[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> float:
     """Build what the request's plan needs; return the seconds it took (0 when nothing is needed).
 
     Raises:
@@ -52,7 +60,7 @@ def build_native_ops(request: Request, folder: Path, *, note: list[str] | None =
         removed = remove_stale_locks(cache)
         if removed and note is not None:
             note.append(f"removed a stale build lock of {', '.join(sorted(removed))}")
-        _build(request, folder, ops)
+        _build(request, folder, ops, environment or {})
     return time.monotonic() - started
 
 
@@ -79,13 +87,16 @@ def _age_s(file: Path) -> float | None:
         return None
 
 
-def _build(request: Request, folder: Path, ops: Iterable[str]) -> None:
+def _build(
+    request: Request, folder: Path, ops: Iterable[str], environment: Mapping[str, str]
+) -> None:
+    tag = f"ops-{request.launch_id}-{os.getpid()}"
     log = folder / "native_ops.log"
     with log.open("wb") as output:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "autotune.runner.native_ops", json.dumps(list(ops))],
-                env=rank_environment(request, folder, f"ops-{request.launch_id}", 1),
+                env=rank_environment(request, folder, tag, 1) | dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -95,6 +106,8 @@ def _build(request: Request, folder: Path, ops: Iterable[str]) -> None:
             raise NothingFitsError(
                 f"DeepSpeed's native operators were not built in {_BUILD_LIMIT_S} s; see {log}."
             ) from error
+        finally:
+            kill_tagged(TAG_VARIABLE, tag)  # ninja and the compilers
     if done.returncode != 0:
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         raise NothingFitsError(

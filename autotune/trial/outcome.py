@@ -105,7 +105,7 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
     if base_accum != plan.grad_accum_steps:
         spread = _composed(spread, base, plan.grad_accum_steps)
     tokens_per_micro = statistics.mean(base[0].valid_tokens) / base_accum
-    retries = max(part.alloc_retries for part in parts)
+    retries = max(part.alloc_retries for part in base)
     thrashes = retries > THRASH_RETRIES
     return TrialRecord(
         launch=0,
@@ -121,8 +121,8 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
         sync_micro_step_s=_median_of_slowest([part.sync_micro_step_s for part in base]),
         optimizer_step_s=_median_of_slowest([part.optimizer_step_s for part in base]),
         measured_accum_steps=tuple(sorted(by_accumulation)),
-        peak_allocated_bytes=_largest(part.peak_allocated_bytes for part in parts),
-        peak_reserved_bytes=_largest(part.peak_reserved_bytes for part in parts),
+        peak_allocated_bytes=_largest(part.peak_allocated_bytes for part in base),
+        peak_reserved_bytes=_largest(part.peak_reserved_bytes for part in base),
         alloc_retries=retries,
         step_times_s=tuple(steps),
     )

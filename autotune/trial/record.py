@@ -38,7 +38,7 @@ class TrialRecord:
     measured_accum_steps: tuple[int, ...] = ()
     """Accumulations that ran; `step_s` is composed from them when the plan's is not among them."""
     peak_allocated_bytes: int | None = None
-    """Largest over ranks and accumulations."""
+    """Largest over ranks, at the accumulation `step_s` rests on."""
     peak_reserved_bytes: int | None = None
     alloc_retries: int | None = None
     predicted_bytes: int | None = None
@@ -52,7 +52,7 @@ class TrialRecord:
     log_dir: str = ""
     """Folder of the launch, relative to the study's."""
     step_times_s: tuple[float, ...] = ()
-    """Every counted step at the largest measured accumulation, slowest rank."""
+    """Every counted step at the accumulation `step_s` rests on, slowest rank."""
 
     @property
     def plan_object(self) -> Plan:

@@ -119,7 +119,7 @@ def test_allocator_ends_the_ladder_at_the_limit(tmp_path: Path) -> None:
     assert records[0].outcome is Outcome.OK
     assert records[-1].outcome is Outcome.OOM
     assert records[-1].plan["micro_batch_size"] == 8
-    assert "CUDA out of memory" in records[-1].message
+    assert "no memory for" in records[-1].message
     assert max(r.peak_reserved_bytes for r in records[:-1] if r.peak_reserved_bytes) <= limit
 
 

@@ -1,10 +1,11 @@
 """The numerics contract in bf16: strategies that are compared compute the same.
 
 fp32 master weights, bf16 compute, fp32 gradient reduction and accumulation, fp32 loss. Under it
-ZeRO-1, ZeRO-2, ZeRO-3 and FSDP2 do the same arithmetic in the same order: every loss of 20 SGD steps
-is equal to the last bit (seen so on 2 ranks), and the gradient norms differ by the order of one fp32
-sum. DDP keeps fp32 weights under autocast, where norms and residuals round elsewhere, and sequence
-parallelism rounds parts of the gradient apart: there the bound is one bf16 rounding, 2**-9 relative.
+ZeRO-1, ZeRO-2, ZeRO-3 and FSDP2 do the same arithmetic in the same order: every loss of 20 SGD
+steps is equal to the last bit (seen so on 2 ranks), and the gradient norms differ by the order of
+one fp32 sum. DDP keeps fp32 weights under autocast, where norms and residuals round elsewhere, and
+sequence parallelism rounds parts of the gradient apart: there the bound is one bf16 rounding, 2**-9
+relative.
 """
 
 from __future__ import annotations

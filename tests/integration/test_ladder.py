@@ -52,6 +52,6 @@ def test_a_rung_of_a_ladder_agrees_with_a_launch_of_its_own(strategy: str, tmp_p
             assert all(0 < part.optimizer_step_s[i] < part.step_s[i] for i in range(3))
         assert one.peak_allocated_bytes == pytest.approx(other.peak_allocated_bytes, rel=0.25)
         ratio = sum(one.step_s) / sum(other.step_s)
-        print(f"{strategy} accumulation {one.grad_accum_steps}: ladder / alone {ratio:.2f}, "  # noqa: T201
+        print(f"{strategy} accumulation {one.grad_accum_steps}: ladder / alone {ratio:.2f}, "
               f"peak {one.peak_allocated_bytes} / {other.peak_allocated_bytes}, "
               f"tokens {one.valid_tokens} / {other.valid_tokens}")  # fmt: skip

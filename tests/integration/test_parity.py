@@ -1,8 +1,8 @@
 """Every strategy trains the same model: loss and gradient norm against one process, in fp32.
 
-20 steps from one saved state: loss to 1e-5 absolute, gradient norm before clipping to 1e-4 relative,
-at every step. SGD at lr 0.1 without clipping, because AdamW and clipping both hide a gradient of
-the wrong scale; AdamW too, because its state is what ZeRO shards.
+20 steps from one saved state: loss to 1e-5 absolute, gradient norm before clipping to 1e-4
+relative, at every step. SGD at lr 0.1 without clipping, because AdamW and clipping both hide a
+gradient of the wrong scale; AdamW too, because its state is what ZeRO shards.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _runs() -> list[object]:
         for packing in (True, False):
             for case in CASES:
                 strategy, world, cp, micro, recompute = case
-                name = f"{optimizer}-{'packed' if packing else 'plain'}-{strategy}-{world}r-cp{cp}-mbs{micro}"
+                kind = "packed" if packing else "plain"
+                name = f"{optimizer}-{kind}-{strategy}-{world}r-cp{cp}-mbs{micro}"
                 quick = case in QUICK.get((optimizer, packing), [])
                 marks = [] if quick else [pytest.mark.slow]
                 rows.append(
@@ -79,7 +80,9 @@ def reference(tmp_path_factory, corpus, initial_state):
         if (optimizer, packing) not in known:
             folder = tmp_path_factory.mktemp("reference")
             plan = make_plan("ddp", 1, micro_batch_size=GLOBAL_BATCH, grad_accum_steps=1)
-            known[optimizer, packing] = _train(plan, folder, corpus, initial_state, optimizer, packing)
+            known[optimizer, packing] = _train(
+                plan, folder, corpus, initial_state, optimizer, packing
+            )
         return known[optimizer, packing]
 
     return get
@@ -126,7 +129,9 @@ def test_parity(
     assert len(loss) == len(want_loss) == STEPS
     worst_loss = max(abs(a - b) for a, b in zip(loss, want_loss, strict=True))
     worst_norm = max(abs(a / b - 1) for a, b in zip(norm, want_norm, strict=True))
-    print(f"worst loss difference {worst_loss:.1e}, worst relative norm difference {worst_norm:.1e}")
+    print(
+        f"worst loss difference {worst_loss:.1e}, worst relative norm difference {worst_norm:.1e}"
+    )
     assert worst_loss <= 1e-5
     assert worst_norm <= 1e-4
     assert want_loss[-1] < want_loss[0] - 0.05, "the reference must learn, or nothing is compared"

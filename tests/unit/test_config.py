@@ -315,9 +315,9 @@ def test_deprecated_keys_name_their_successor(load):
     assert "context_parallel_size" in warning
 
 
-def test_unused_dataset_keys_are_named(load):
-    (warning,) = load("datasets: [{path: a.jsonl, type: alpaca, roles_to_train: [a]}]").warnings
-    assert "roles_to_train" in warning
+def test_dataset_keys_that_would_change_the_training_are_refused(load):
+    with pytest.raises(AutotuneError, match="roles_to_train is not used here yet"):
+        load("datasets: [{path: a.jsonl, type: alpaca, roles_to_train: [a]}]")
 
 
 # --- paths

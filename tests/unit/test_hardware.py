@@ -76,6 +76,7 @@ def fake_nvml(names, memory=80 * GIB, broken=False):
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetName=lambda handle: names[handle],
         nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=memory),
+        nvmlDeviceGetUUID=lambda handle: f"GPU-{handle}abc",
     )
 
 
@@ -98,7 +99,7 @@ def test_detects_by_nvml(monkeypatch):
         (fake_nvml([H100] * 4), "", "No NVIDIA GPU found"),
         (fake_nvml([H100] * 2), None, "4 GPUs asked for, 2 found.*autotune plan --gpus 4"),
         (fake_nvml([H100] * 4), "0,2", "4 GPUs asked for, 2 found"),
-        (fake_nvml(["NVIDIA Toaster"] * 4), None, "'NVIDIA Toaster' is not in the catalogue"),
+        (fake_nvml([H100] * 4), "0,1,GPU-2,-1,3", "4 GPUs asked for, 3 found"),
     ],
 )
 def test_what_is_not_there(monkeypatch, nvml, visible, message):
@@ -108,6 +109,21 @@ def test_what_is_not_there(monkeypatch, nvml, visible, message):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(AutotuneError, match=message):
         detect_hardware(4, "cuda")
+
+
+def test_visible_devices_by_uuid(monkeypatch):
+    nvml = fake_nvml([H100, "NVIDIA Toaster", H100])
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2abc,GPU-0")
+    assert detect_hardware(2, "cuda").gpu.name == "h100-sxm"
+
+
+def test_an_unknown_gpu_is_measured_all_the_same(monkeypatch, caplog):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(["NVIDIA Toaster"], memory=90 * GIB))
+    gpu = detect_hardware(1, "cuda").gpu
+    assert (gpu.name, gpu.memory_bytes) == ("NVIDIA Toaster", 90 * GIB)
+    assert "stands in for it" in gpu.source and "Toaster" in caplog.text
 
 
 def test_without_nvml(monkeypatch):

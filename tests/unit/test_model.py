@@ -43,8 +43,10 @@ def test_tiny_models_have_their_stated_size(name, tied):
 
 
 def test_hub_id_and_case():
-    assert load_model("Qwen/Qwen3-8B") == load_model("QWEN3-8b")
-    assert load_model("qwen3-8b").tokenizer == "Qwen/Qwen3-8B"
+    published, shape = load_model("Qwen/Qwen3-8B"), load_model("QWEN3-8b")
+    assert published.hf_config == shape.hf_config
+    assert (published.weights, published.tokenizer) == ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B")
+    assert (shape.weights, shape.tokenizer) == (None, "Qwen/Qwen3-8B")
 
 
 def test_local_folder(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.plan import Engine, Plan
+from autotune.plan import Engine, Plan, Recompute
 from autotune.rules import check_plan, check_strategy, rule_codes
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
@@ -27,6 +27,8 @@ def batch(size):
     return WORKLOAD.model_copy(update={"global_batch_size": size})
 
 
+WINDOWED = MODEL.model_copy(update={"hf_config": {"model_type": "mistral", "sliding_window": 512}})
+
 # code: plan, workload, and what the message or hint must say.
 EXAMPLES = {
     "AT101": (replace(ZERO, dp_shard=2), WORKLOAD, "1 x 2 x 1 x 1 makes 2 ranks"),
@@ -48,13 +50,16 @@ EXAMPLES = {
     "AT113": (ZERO, lora(target_modules=("q_proj", "wqkv")), "does not have: wqkv"),
     "AT114": (ZERO, lora(r=200), "smallest side of a target projection, 128"),
     "AT115": (replace(ZERO, tp=2, dp_shard=2), WORKLOAD, "tp 2"),
+    "AT118": (ZERO, WORKLOAD, "sliding window of 512"),
+    "AT119": (replace(FSDP, recompute=Recompute.FULL), lora(dropout=0.1), "would drop different"),
 }
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example(code):
     plan, workload, words = EXAMPLES[code]
-    broken = {v.code: v for v in check_plan(plan, MODEL, workload, HARDWARE)}
+    model = WINDOWED if code == "AT118" else MODEL
+    broken = {v.code: v for v in check_plan(plan, model, workload, HARDWARE)}
     assert code in broken
     assert words in str(broken[code])
 

@@ -16,6 +16,7 @@ from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
 
 CONTRACT = Contract(
+    seed=42,
     model=load_model("tiny-qwen3"),
     base_model="tiny-qwen3",
     workload=Workload(),
