@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from grid_report import print_errors, row_of, summarise, write_outputs
 
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, NothingFitsError
 from autotune.plan import Engine, Recompute
 from autotune.planner import enumerate_plans, estimate_plan
 from autotune.search.space import Family, make_families
@@ -174,7 +174,11 @@ def run_cell(grid: Grid, cell: Cell) -> None:
         return
     folder = (grid.launches / f"{len(grid.rows):03d}-{cell.name}").resolve()
     request = make_request(grid, family, workload, folder)
-    build_native_ops(request, folder)
+    try:
+        build_native_ops(request, folder)
+    except NothingFitsError as error:
+        grid.skip(cell, str(error))
+        return
     limits = Limits(deadline_s=grid.launch_timeout_s, hang_s=grid.launch_timeout_s / 2)
     ended = run_launch(request, folder, limits)
     grid.versions = ended.results[0].versions or grid.versions

@@ -159,6 +159,10 @@ class Ladder(TrainerCallback):
             control.should_training_stop = self._index + 1 >= len(self._segments)
         return control
 
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        """Tell of progress: a step may hold many micro-steps."""
+        self._progress()
+
     def _steps_wanted(self, warmup_step_s: float) -> int:
         """Return how many steps to count, agreed by all ranks (the slowest decides)."""
         slowest = torch.tensor(warmup_step_s, dtype=torch.float64)

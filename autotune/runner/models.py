@@ -78,10 +78,13 @@ def _from_pretrained(folder: str, **more: Any) -> tuple[PreTrainedModel, dict[st
             local_files_only=Path(folder).is_dir(),
             **more,
         )
-    except OSError as error:  # what transformers raises for files that are not there
+    except OSError as error:
+        if error.errno is not None:  # the system's: out of memory, a failing disk
+            raise
+        # transformers' own, without a number: the files are not there.
         raise AutotuneError(
-            f"The weights of {folder} cannot be read: {str(error).splitlines()[0]} Give base_model "
-            "a local folder that holds them, or a Hub id that can be reached."
+            f"The weights of {folder} cannot be read: {' '.join(str(error).splitlines()[:1])} Give "
+            "base_model a local folder that holds them, or a Hub id that can be reached."
         ) from error
     return loaded
 

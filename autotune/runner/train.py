@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -37,9 +38,9 @@ def run_training(request: Request, answer: Answer) -> None:
     assert settings is not None
     session = open_session(request, answer)
     data = session.data
-    data_order = {
+    data_order: dict[str, int | str] = {
         "global_batch_size": session.plan.global_batch_size,
-        "sequences": len(data.train),
+        "data": hashlib.sha256(data.train.input_ids.tobytes()).hexdigest()[:16],
         "seed": request.seed,
     }
     start_step = _resumed_step(settings.resume_from, data_order)
@@ -95,7 +96,7 @@ def _schedule(
     return values
 
 
-def _resumed_step(checkpoint: str | None, data_order: dict[str, int]) -> int:
+def _resumed_step(checkpoint: str | None, data_order: dict[str, int | str]) -> int:
     """Return the step a checkpoint ends at.
 
     Raises:
@@ -142,7 +143,7 @@ class RunLog(TrainerCallback):
         answer: Answer,
         trainer: AutotuneTrainer,
         steps_per_epoch: float,
-        data_order: dict[str, int],
+        data_order: dict[str, int | str],
     ) -> None:
         self._file = Path(request.out_dir) / LOG_FILE
         self._answer = answer
@@ -169,6 +170,10 @@ class RunLog(TrainerCallback):
         self._seconds += time.perf_counter() - self._step_start
         self._tokens += self._trainer.step_tokens
         state.epoch = state.global_step / self._steps_per_epoch
+
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        """Tell of progress: a step may hold many micro-steps."""
+        self._answer.heartbeat()
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """Evaluation is progress, too."""

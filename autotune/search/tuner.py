@@ -26,6 +26,7 @@ from autotune.trial.protocol import (
     Request,
     Rung,
     read_message,
+    write_message,
 )
 from autotune.trial.record import TrialRecord
 from autotune.trial.store import RecordStore
@@ -173,12 +174,15 @@ class Tuner:
         sizes = ", ".join(str(rung.micro_batch_size) for rung in rungs)
         self._progress.launch_started(number, f"{family.name}, micro batch {sizes}")
         notes: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        write_message(request, folder / REQUEST_FILE)
         limits = self._limits(family, rungs, budget_ends)
         tag = {STUDY_VARIABLE: str(self._folder.resolve())}
         try:
             built_s = build_native_ops(request, folder, note=notes, environment=tag)
             if built_s > 5:
                 notes.append(f"built native operators in {built_s:.0f} s")
+            limits = self._limits(family, rungs, budget_ends)  # what the build left of the budget
             ended = run_launch(request, folder, limits, environment=tag)
         except NothingFitsError as error:  # no compiler: other families need none
             ended = _not_started(str(error))
@@ -300,7 +304,13 @@ class Tuner:
             deadline = _START_S[job.device] + load + _SAFETY * micro_steps
         if budget_ends is not None:
             deadline = min(deadline, max(1.0, budget_ends - time.monotonic()))
-        return Limits(deadline_s=deadline, hang_s=_HANG_S)
+        return Limits(
+            deadline_s=deadline, hang_s=max(_HANG_S, _SAFETY * _longest_micro_step_s(family))
+        )
+
+
+def _longest_micro_step_s(family: Family) -> float:
+    return max(e.time.step_s / e.plan.grad_accum_steps for e in family.ladder)
 
 
 def _not_started(why: str) -> Ended:

@@ -197,6 +197,7 @@ def _watch(
     ranks: list[_Rank], folder: Path, limits: Limits, started: float, on_tick: Callable[[], None]
 ) -> _Verdict | None:
     first_failure: float | None = None
+    all_well: float | None = None
     while True:
         now = time.monotonic()
         for rank in ranks:
@@ -212,14 +213,12 @@ def _watch(
             return None
         if first_failure is not None and now - first_failure > _LAST_WORDS_S:
             return None
-        ended = [rank.ended_at for rank in ranks if rank.ended_at is not None]
-        if (
-            first_failure is None
-            and ended
-            and now - max(ended) > _EXIT_S
-            and all(_finished_well(folder, r.number) for r in ranks if r.ended_at is None)
+        if first_failure is None and all(
+            rank.ended_at or _finished_well(folder, rank.number) for rank in ranks
         ):
-            return None  # all finished well, but a process would not end: its result still counts
+            all_well = all_well or now
+            if now - all_well > _EXIT_S:
+                return None  # a process will not end, but every result is complete and counts
         if first_failure is None:
             verdict = _stalled(ranks, folder, limits, started, now)
             if verdict is not None:

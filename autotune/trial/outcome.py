@@ -14,6 +14,8 @@ from autotune.trial.record import TrialRecord
 THRASH_RETRIES = 1
 """More allocator retries than this in a rung's counted steps: it thrashes (Composer's gate)."""
 
+_MEMORY = {Outcome.OOM, Outcome.HOST_OOM}
+
 # Two-sided 95% quantiles of Student's t by degrees of freedom (any table); above 10, the normal's.
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 _MEDIAN_ERROR = math.sqrt(math.pi / 2)
@@ -61,7 +63,9 @@ def read_rungs(
             plan, micro_batch_size=rung.micro_batch_size, grad_accum_steps=rung.grad_accum_steps
         )
         answers = [_rung_of(result, rung.micro_batch_size) for result in results]
-        if all(answer is not None and answer.outcome is Outcome.OK for answer in answers):
+        if answers and all(
+            answer is not None and answer.outcome is Outcome.OK for answer in answers
+        ):
             records.append(_measured(rung_plan, [a for a in answers if a is not None]))
             continue
         records.append(_failed(rung_plan, [a for a in answers if a], outcome, message))
@@ -75,13 +79,15 @@ def _rung_of(result: RankResult, micro_batch_size: int) -> RungResult | None:
 
 def _failed(plan: Plan, answers: list[RungResult], outcome: Outcome, message: str) -> TrialRecord:
     named = next((a for a in answers if a.outcome is not Outcome.OK), None)
+    # A rank names the memory that ran out more exactly than the launch as a whole does.
+    same = named is not None and (outcome is named.outcome or {outcome, named.outcome} <= _MEMORY)
     peaks = [part for answer in answers for part in answer.accumulations]
     return TrialRecord(
         launch=0,
         plan_id=plan.id,
         plan=plan.to_dict(),
-        outcome=named.outcome if named and outcome is named.outcome else outcome,
-        message=named.message if named and outcome is named.outcome else message,
+        outcome=named.outcome if named and same else outcome,
+        message=named.message if named and same else message,
         peak_allocated_bytes=_largest(part.peak_allocated_bytes for part in peaks),
         peak_reserved_bytes=_largest(part.peak_reserved_bytes for part in peaks),
         measured_accum_steps=tuple(sorted({part.grad_accum_steps for part in peaks})),

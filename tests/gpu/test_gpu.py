@@ -125,6 +125,7 @@ def test_allocator_ends_the_ladder_at_the_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_lora(strategy: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
     plan = make_plan(strategy, 1)
     _, (full,) = ran(plan, tmp_path / "full", rungs=[(2, 4)])
     workload = Workload(seq_len=SEQ_LEN, global_batch_size=8, adapter=Lora(r=8))

@@ -107,9 +107,9 @@ def test_a_stopped_rank_is_a_hang_and_its_process_is_gone(tmp_path: Path) -> Non
 def test_silent_ranks_are_a_hang(tmp_path: Path) -> None:
     """Both ranks run and none is stopped: only their silence tells.
 
-    The limit is shorter than building the trainer takes, where no rank has progress to report.
+    A micro-step of 256 sequences takes seconds, many times the limit.
     """
-    request = trial_request(make_plan("ddp", 2), tmp_path, rungs=[(1, 2)])
+    request = trial_request(make_plan("ddp", 2), tmp_path, rungs=[(256, 2)])
     ended = run(request, Limits(deadline_s=240, hang_s=0.3))
     assert ended.outcome is Outcome.HANG, ended.message
     assert "no rank made progress" in ended.message

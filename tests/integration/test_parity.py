@@ -13,6 +13,7 @@ import pytest
 
 from autotune.spec.workload import Workload
 from tests.integration.ranks import logged, make_plan, run_well, training_request
+from tests.integration.reference import sgd_steps
 
 pytestmark = pytest.mark.integration
 
@@ -48,8 +49,14 @@ CASES = [
 ]
 QUICK = {
     ("sgd", True): CASES,
-    ("adamw", True): [c for c in CASES if c[1] == 2 and c[2] == 1 and not c[4]],
-    ("sgd", False): [("zero2", 2, 2, 4, False), ("fsdp2", 2, 1, 2, False)],
+    ("adamw", True): [
+        ("zero1", 2, 1, 2, False),
+        ("zero2", 2, 2, 4, False),
+        ("zero3", 2, 1, 2, False),
+        ("fsdp2", 2, 1, 2, False),
+        ("hsdp", 4, 1, 1, False),
+    ],
+    ("sgd", False): [("zero2", 4, 2, 2, False), ("fsdp2", 2, 1, 2, False)],
 }
 
 
@@ -107,6 +114,20 @@ def _train(plan, folder: Path, corpus: Path, weights: Path, optimizer: str, pack
     )
     run_well(request)
     return logged(folder, "loss"), logged(folder, "grad_norm")
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "plain"])
+def test_the_reference_itself(packing, reference, tmp_path, corpus, initial_state):
+    """One process of the runner against plain transformers: an error common to all would show."""
+    plan = make_plan("ddp", 1, micro_batch_size=GLOBAL_BATCH, grad_accum_steps=1)
+    workload = Workload(
+        seq_len=64, global_batch_size=GLOBAL_BATCH, precision="fp32", packing=packing
+    )
+    request = training_request(plan, tmp_path, data=corpus, workload=workload, max_steps=5)
+    want_loss, want_norm = sgd_steps(initial_state, request, 5, OPTIMIZERS["sgd"]["learning_rate"])
+    loss, norm = reference("sgd", packing)
+    assert loss[:5] == pytest.approx(want_loss, abs=1e-5)
+    assert norm[:5] == pytest.approx(want_norm, rel=1e-4)
 
 
 @pytest.mark.parametrize(
