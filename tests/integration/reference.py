@@ -27,7 +27,7 @@ def held_out_loss(weights: Path, request: Request, **options: Any) -> float:
     with torch.no_grad():
         for row in range(len(held_out)):
             for summed, count in _document_losses(model, held_out, row):
-                loss, tokens = loss + float(summed), tokens + count
+                loss, tokens = loss + summed.item(), tokens + count
     return loss / tokens
 
 
@@ -52,8 +52,8 @@ def sgd_steps(
         optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad.flatten() for p in model.parameters()]
-        losses.append(float(loss))
-        norms.append(float(torch.cat(gradients).double().norm()))
+        losses.append(loss.item())
+        norms.append(torch.cat(gradients).double().norm().item())
         optimizer.step()
     return losses, norms
 

@@ -47,14 +47,21 @@ CASES = [
     ("zero3", 2, 1, 4, True),
     ("fsdp2", 2, 2, 4, True),
 ]
+SLOW = [
+    ("ddp", 2, 1, 4, False),
+    ("ddp", 2, 2, 4, False),
+    ("zero1", 2, 2, 4, False),
+    ("zero2", 2, 2, 4, False),
+    ("zero3", 4, 2, 2, False),
+    ("zero3", 2, 1, 4, True),
+]
+"""Left to make test-slow: a quick case differs from each in one setting alone."""
 QUICK = {
-    ("sgd", True): CASES,
+    ("sgd", True): [c for c in CASES if c not in SLOW],
     ("adamw", True): [
-        ("zero1", 2, 1, 2, False),
         ("zero2", 2, 2, 4, False),
         ("zero3", 2, 1, 2, False),
         ("fsdp2", 2, 1, 2, False),
-        ("hsdp", 4, 1, 1, False),
     ],
     ("sgd", False): [("zero2", 4, 2, 2, False), ("fsdp2", 2, 1, 2, False)],
 }
