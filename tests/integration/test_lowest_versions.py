@@ -56,7 +56,7 @@ def lowest_transformers(pytestconfig: pytest.Config) -> Path:
     return target
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_trial_on_the_lowest_transformers(strategy, lowest_transformers, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(lowest_transformers))
     request = trial_request(make_plan(strategy, 2), tmp_path, rungs=[(1, 4), (2, 2)])
@@ -68,6 +68,7 @@ def test_trial_on_the_lowest_transformers(strategy, lowest_transformers, tmp_pat
     assert [a.grad_accum_steps for a in result.rungs[0].accumulations] == [1, 4]
 
 
+@pytest.mark.slow
 def test_training_on_the_lowest_transformers(lowest_transformers, tmp_path, corpus, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(lowest_transformers))
     request = training_request(
