@@ -59,7 +59,7 @@ def measure(session: Session, prepare: Callable[[int, int], Step]) -> Iterator[d
     request = session.request
     warmup, counted = request.measurement.warmup_steps, request.measurement.max_steps
     loader = session.train_loader()
-    for segment in segments_of(request.rungs):
+    for segment in segments_of(request.rungs, request.measurement):
         accumulation = segment.grad_accum_steps
         loader.reconfigure(segment.micro_batch_size, accumulation)
         batches = list(itertools.islice(loader, (warmup + counted) * accumulation))
