@@ -15,6 +15,8 @@ _AT_LIMIT = 16 * 2**20
 """Two thread stacks of 8 MiB (the default of `ulimit -s`): the largest blocks torch does not ask
 for."""
 _LIBRARY_ERRORS = (RuntimeError, OSError, SystemError)
+MEMORY_ERRORS = (*_LIBRARY_ERRORS, MemoryError)
+"""Every kind of exception `memory_outcome` may call out of memory."""
 _CUDA_OOM_TEXTS = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

@@ -6,7 +6,7 @@ import re
 
 from autotune.runner.answer import Answer
 from autotune.runner.engines import training_arguments
-from autotune.runner.gauges import memory_outcome
+from autotune.runner.gauges import MEMORY_ERRORS, memory_outcome
 from autotune.runner.ladder import Ladder, LadderLoader
 from autotune.runner.session import make_trainer, open_session
 from autotune.runner.timers import StepTimer
@@ -50,13 +50,15 @@ def run_trial(request: Request, answer: Answer) -> None:
         trainer.add_callback(ladder)
         ladder.trainer = trainer
         trainer.train()
-    except Exception as error:
+    except MEMORY_ERRORS as error:
         outcome = memory_outcome(error, session.gauge)
-        session.gauge.lift_limit()  # saying so takes memory, too
         if outcome is None:
             raise
+        session.gauge.lift_limit()
         answer.add_rung(_out_of_memory(ladder, outcome, error))
         raise MemoryError(_what_was_asked(error)) from error
+    finally:
+        session.gauge.lift_limit()  # to say what went wrong takes memory, too
 
 
 def _out_of_memory(ladder: Ladder, outcome: Outcome, error: BaseException) -> RungResult:
