@@ -96,7 +96,7 @@ class Ladder(TrainerCallback):
     ) -> None:
         self._segments = segments_of(rungs, measurement)
         self._measurement = measurement
-        self._timer = timer
+        self.timer = timer
         self._gauge = gauge
         self._report = report
         self._progress = progress
@@ -131,7 +131,7 @@ class Ladder(TrainerCallback):
         self._steps, self._tokens, self._seen = [], [], 0
         self._wanted = self._measurement.max_steps
         self._gauge.reset()
-        self._timer.begin()
+        self.timer.begin()
         return segment
 
     def on_step_end(
@@ -142,14 +142,14 @@ class Ladder(TrainerCallback):
         **kwargs: Any,
     ) -> TrainerControl:
         """Count the step; end the segment when it has enough of them."""
-        times = self._timer.end_step()
+        times = self.timer.end_step()
         trainer = self.trainer
         assert trainer is not None
         self._seen += 1
         self._progress()
         if self._seen <= self._measurement.warmup_steps:
             self._wanted = self._steps_wanted(times.whole)
-            self._timer.begin()
+            self.timer.begin()
             return control
         self._steps.append(times)
         self._tokens.append(trainer.step_tokens)

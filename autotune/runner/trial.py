@@ -8,8 +8,9 @@ from autotune.runner.answer import Answer
 from autotune.runner.engines import training_arguments
 from autotune.runner.gauges import MEMORY_ERRORS, memory_outcome
 from autotune.runner.ladder import Ladder, LadderLoader
-from autotune.runner.session import make_trainer, open_session
+from autotune.runner.session import Session, make_trainer, open_session
 from autotune.runner.timers import StepTimer
+from autotune.runner.trainer import AutotuneTrainer
 from autotune.spec.training import TrainSettings
 from autotune.trial.protocol import Outcome, Request, RungResult
 
@@ -24,32 +25,9 @@ def run_trial(request: Request, answer: Answer) -> None:
     A rung that runs out of memory ends the ladder: larger micro batches need more.
     """
     session = open_session(request, answer)
-    timer = StepTimer(session.gauge)
-    ladder = Ladder(
-        request.rungs,
-        request.measurement,
-        timer=timer,
-        gauge=session.gauge,
-        report=answer.add_rung,
-        progress=answer.heartbeat,
-    )
+    ladder = make_ladder(session, StepTimer(session.gauge))
     try:
-        trainer = make_trainer(
-            session,
-            lambda: training_arguments(
-                request,
-                session.plan,
-                _SETTINGS,
-                max_steps=_ENDLESS,
-                save_strategy="no",
-                logging_strategy="no",
-            ),
-            loader=LadderLoader(session.train_loader(), ladder.start_segment),
-            timer=timer,
-        )
-        trainer.add_callback(ladder)
-        ladder.trainer = trainer
-        trainer.train()
+        ladder_trainer(session, ladder).train()
     except MEMORY_ERRORS as error:
         outcome = memory_outcome(error, session.gauge)
         if outcome is None:
@@ -59,6 +37,39 @@ def run_trial(request: Request, answer: Answer) -> None:
         raise MemoryError(_what_was_asked(error)) from error
     finally:
         session.gauge.lift_limit()  # to say what went wrong takes memory, too
+
+
+def make_ladder(session: Session, timer: StepTimer) -> Ladder:
+    """Return the ladder of the session's request; `ladder_trainer` climbs it."""
+    request, answer = session.request, session.answer
+    return Ladder(
+        request.rungs,
+        request.measurement,
+        timer=timer,
+        gauge=session.gauge,
+        report=answer.add_rung,
+        progress=answer.heartbeat,
+    )
+
+
+def ladder_trainer(session: Session, ladder: Ladder) -> AutotuneTrainer:
+    """Return a trainer whose `train()` measures every rung of the ladder."""
+    trainer = make_trainer(
+        session,
+        lambda: training_arguments(
+            session.request,
+            session.plan,
+            _SETTINGS,
+            max_steps=_ENDLESS,
+            save_strategy="no",
+            logging_strategy="no",
+        ),
+        loader=LadderLoader(session.train_loader(), ladder.start_segment),
+        timer=ladder.timer,
+    )
+    trainer.add_callback(ladder)
+    ladder.trainer = trainer
+    return trainer
 
 
 def _out_of_memory(ladder: Ladder, outcome: Outcome, error: BaseException) -> RungResult:

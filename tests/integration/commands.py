@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,8 +53,16 @@ def autotune(
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    """Start a command that hears Ctrl-C, whatever started the tests.
+
+    A shell starts background jobs with SIGINT ignored, and children inherit that.
+    """
+    outside = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with log.open("wb") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 def wait_until(holds: Callable[[], object], what: str, limit_s: float = 120) -> None:

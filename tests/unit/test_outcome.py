@@ -191,9 +191,13 @@ def test_an_abort_after_a_complete_result_is_a_note():
 
 
 def test_ctrl_c_waits_until_the_ranks_are_stopped():
-    before = signal.getsignal(signal.SIGINT)
-    with _interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    # A shell starts background jobs with SIGINT ignored; Python then installs no handler.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, outside)

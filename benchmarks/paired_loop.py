@@ -1,12 +1,12 @@
-"""One rank of the bare loop `overhead.py` compares the runner with; started by it, not by hand.
+"""One rank of `overhead.py`: the runner's steps and a bare loop's, in turn; not started by hand.
 
-    python benchmarks/bare_loop.py REQUEST.json
+    python benchmarks/paired_loop.py REQUEST.json
 
-A training loop as one would write it on the engine itself: no Trainer, no accelerate, no
-callbacks, no checks, batches made before the clock starts. What must be alike comes from the
-runner: model, sequences, attention function, loss, numerics, and the ladder's segments
-(accumulation 1, then more). Writes rank-N.bare.json: for each accumulation the seconds of every
-counted step, the tokens that had a label, and the loss.
+The runner climbs its ladder as in a trial. After each of its optimizer steps the same sequences go
+through a training loop as one would write it on the engine itself, on a second model in the same
+process: no Trainer, no accelerate, no callbacks, no checks, batches made before the clock starts.
+What must be alike comes from the runner: model, sequences, attention function, loss, numerics. Both
+clocks start behind a barrier. Writes rank-N.pairs.json: a `Pair` for every step, warm-up included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from autotune.emit.deepspeed import deepspeed_config
 from autotune.plan import Engine
 from autotune.runner.answer import Answer, die_with_parent
-from autotune.runner.ladder import segments_of
+from autotune.runner.ladder import Ladder, Segment
 from autotune.runner.loss import IGNORED_LABEL, token_weighted_loss
 from autotune.runner.models import build_model
 from autotune.runner.session import Session, open_session
+from autotune.runner.timers import StepTimer, StepTimes
+from autotune.runner.trial import ladder_trainer, make_ladder
 from autotune.runner.ulysses import CONTEXT, document_mask
 from autotune.spec.model import model_from_config
 from autotune.trial.protocol import Request, read_message
@@ -42,43 +45,80 @@ Step = Callable[[list[Batch]], torch.Tensor]
 """Runs one optimizer step over its micro-batches and returns this rank's loss."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One optimizer step of the runner and the bare loop's step on the same sequences."""
+
+    grad_accum_steps: int
+    runner_s: float
+    bare_s: float
+    runner_tokens: int
+    """Tokens with a label over all ranks."""
+    bare_tokens: int
+
+
+class PairedTimer(StepTimer):
+    """A step timer that runs and times a bare step whenever a step of the runner has ended."""
+
+    def __init__(self, session: Session, prepare: Callable[[int, int], Step]) -> None:
+        super().__init__(session.gauge)
+        self.ladder: Ladder | None = None
+        self.pairs: list[Pair] = []
+        self._prepare = prepare
+        self._loader = session.train_loader()
+        self._segment: Segment | None = None
+        self._batches = iter(self._loader)
+        self._step: Step | None = None
+
+    def begin(self) -> None:
+        """Start the runner's clock when all ranks are here."""
+        dist.barrier()
+        super().begin()
+
+    def end_step(self) -> StepTimes:
+        """Return the runner's step, after the bare step on its sequences."""
+        times = super().end_step()
+        assert self.ladder is not None and self.ladder.trainer is not None
+        segment = self.ladder.current
+        if segment is not self._segment:
+            self._segment = segment
+            self._loader.reconfigure(segment.micro_batch_size, segment.grad_accum_steps)
+            self._batches = iter(self._loader)
+            self._step = self._prepare(segment.micro_batch_size, segment.grad_accum_steps)
+        own = list(itertools.islice(self._batches, segment.grad_accum_steps))
+        assert self._step is not None
+        attention_calls = CONTEXT.calls  # the runner's checks count them
+        dist.barrier()
+        start = time.perf_counter()
+        self._step(own)
+        taken = time.perf_counter() - start
+        CONTEXT.calls = attention_calls
+        self.pairs.append(
+            Pair(
+                grad_accum_steps=segment.grad_accum_steps,
+                runner_s=times.whole,
+                bare_s=taken,
+                runner_tokens=self.ladder.trainer.step_tokens,
+                bare_tokens=int(count_tokens(own)),
+            )
+        )
+        self.begin()
+        return times
+
+
 def main() -> None:
     die_with_parent()
     request = read_message(Request, Path(sys.argv[1]))
-    session = open_session(request, Answer(request))
+    answer = Answer(request)
+    session = open_session(request, answer)
     make = deepspeed_step if session.plan.engine is Engine.DEEPSPEED else fsdp2_step
-    found = list(measure(session, make(session)))
-    name = f"rank-{session.answer.rank}.bare.json"
-    (Path(os.environ["AUTOTUNE_LAUNCH_DIR"]) / name).write_text(json.dumps(found))
+    timer = PairedTimer(session, make(session))
+    timer.ladder = make_ladder(session, timer)
+    ladder_trainer(session, timer.ladder).train()
+    out = Path(os.environ["AUTOTUNE_LAUNCH_DIR"]) / f"rank-{answer.rank}.pairs.json"
+    out.write_text(json.dumps([asdict(pair) for pair in timer.pairs]))
     dist.barrier()
     os._exit(0)  # as the runner's ranks do: DeepSpeed sometimes aborts in its destructors
-
-
-def measure(session: Session, prepare: Callable[[int, int], Step]) -> Iterator[dict[str, Any]]:
-    """Run the segments a trial of the request would run."""
-    request = session.request
-    warmup, counted = request.measurement.warmup_steps, request.measurement.max_steps
-    loader = session.train_loader()
-    for segment in segments_of(request.rungs, request.measurement):
-        accumulation = segment.grad_accum_steps
-        loader.reconfigure(segment.micro_batch_size, accumulation)
-        batches = list(itertools.islice(loader, (warmup + counted) * accumulation))
-        step = prepare(segment.micro_batch_size, accumulation)
-        seconds, tokens, losses = [], [], []
-        for index in range(warmup + counted):
-            own = batches[index * accumulation : (index + 1) * accumulation]
-            start = time.perf_counter()
-            loss = step(own)
-            if index >= warmup:
-                seconds.append(time.perf_counter() - start)
-                tokens.append(sum(int((b["shift_labels"] != IGNORED_LABEL).sum()) for b in own))
-                losses.append(float(loss))
-        yield {
-            "grad_accum_steps": accumulation,
-            "step_s": seconds,
-            "tokens": tokens,
-            "losses": losses,
-        }
 
 
 def deepspeed_step(session: Session) -> Callable[[int, int], Step]:
