@@ -128,6 +128,25 @@ def enable_recompute(model: PreTrainedModel, plan: Plan) -> None:
             model.enable_input_require_grads()
 
 
+def compile_layers(model: PreTrainedModel) -> None:
+    """Have every decoder layer compiled by inductor at its first call, in place.
+
+    Layer by layer, because accelerate's way wraps the whole model: every layer is traced anew, the
+    names in a checkpoint change, and FSDP2 then shards the wrapper. In place, a layer compiled once
+    serves all its siblings, and engines, checks and checkpoints see the model they know.
+    """
+    # Past its limit of variants of one function, dynamo would go on uncompiled without a word.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for layer in decoder_layers(model):
+        layer.compile()
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the layers of a model, under the names `fully_shard` and PEFT leave them, too."""
+    names = getattr(model, "_no_split_modules", None) or ()
+    return [m for m in model.modules() if type(m).__name__.removeprefix("FSDP") in names]
+
+
 def _accelerate_shards(request: Request) -> bool:
     """Say whether accelerate is about to shard; on CPU ranks without the shim it is not.
 

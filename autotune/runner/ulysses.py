@@ -84,6 +84,7 @@ def _no_mask_of_their_own(*args: Any, **kwargs: Any) -> None:
     return None
 
 
+@torch.compiler.disable  # compiled, it would be traced once and never count its calls again
 def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,
