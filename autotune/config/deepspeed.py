@@ -16,6 +16,7 @@ from autotune.spec.workload import Precision
 COMPILE_KEY = "torch_compile"
 """Ours: DeepSpeed ignores top-level keys it does not know, and has none for torch.compile."""
 AUTO = "auto"
+_MISSING = object()
 
 # Keys that switch on another algorithm than the one measured here.
 _OTHER_ALGORITHMS = (
@@ -29,13 +30,20 @@ _OTHER_ZERO_ALGORITHMS = (
     "zero_quantized_nontrainable_weights", "elastic_checkpoint", "legacy_stage1",
 )  # fmt: skip
 
-# What a run fixes so that two strategies differ by their names alone. overlap_comm is not here:
-# it follows from the device, and files rightly carry either value.
+# What a run fixes so that two strategies differ by their names alone: the values of
+# `autotune.emit.deepspeed`, and DeepSpeed's defaults. Either spelling of the stage-3 keys counts.
 _FIXED_ZERO: dict[str, object] = {
+    "allgather_partitions": True,
     "contiguous_gradients": True,
     "reduce_scatter": True,
     "round_robin_gradients": False,
+    "sub_group_size": 10**9,
+    "max_live_parameters": 10**9,
+    "max_reuse_distance": 10**9,
+    "gather_16bit_weights_on_model_save": True,
 }
+# Neither speed, memory nor result: overlap follows from the device, and files rightly carry either.
+_NO_MATTER = ("overlap_comm", "log_trace_cache_warnings", "enable_sanity_checks")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,15 +154,15 @@ def _read_zero(
         raise zero.error("offload_param", "Only stage 3 shards parameters and can offload them.")
     bucket, bucket_warnings = _buckets(zero, where, contract.hidden_size)
     warnings = [*warnings, *bucket_warnings]
-    differing = [key for key, fixed in _FIXED_ZERO.items()
-                 if zero.raw(key, fixed) not in (fixed, AUTO)]  # fmt: skip
+    offload_optimizer = _offloaded(zero, "offload_optimizer")
+    differing = _differing(zero, contract.hidden_size)
     if differing:
         warnings.append(f"{where}: zero_optimization: set by autotune, not by the file: "
                         f"{', '.join(differing)}.")  # fmt: skip
     return Sharding(
         engine=Engine.DEEPSPEED,
         zero_stage=stage,
-        offload_optimizer=_offloaded(zero, "offload_optimizer"),
+        offload_optimizer=offload_optimizer,
         offload_params=offload_params,
         bucket_elements=bucket,
         config=config,
@@ -162,11 +170,23 @@ def _read_zero(
     )
 
 
+def _differing(zero: Section, hidden_size: int) -> list[str]:
+    """Return the keys nobody has read whose values differ from those of a run."""
+    fixed = _FIXED_ZERO | {"param_persistence_threshold": 10 * hidden_size}
+    return sorted(
+        key
+        for key, value in zero.unread().items()
+        if value not in (None, AUTO)
+        and key not in _NO_MATTER
+        and value != fixed.get(key.removeprefix("stage3_"), _MISSING)
+    )
+
+
 def _offloaded(zero: Section, key: str) -> bool:
     section = zero.section(key)
     if section is None:
         return False
-    check_known(section.unread(), key_catalogue().offload_keys, f"{key}")
+    check_known(section.unread(), key_catalogue().offload_keys, section.where)
     device = section.text("device", "none")
     if device not in ("none", "cpu"):
         raise section.error("device", "Allowed: none, cpu.")

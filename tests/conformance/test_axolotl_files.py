@@ -26,7 +26,9 @@ FILES: dict[str, tuple[int, str, tuple[int, int, int], list[str]]] = {
     "cut-cross-entropy-plugin": (2, "ddp", (2, 1, 1), ["cut_cross_entropy, plugins, spectrum_m"]),
     "deepspeed-file-beside": (4, "zero3", (1, 4, 1), []),
     "deepspeed-file-with-compile-block": (2, "zero1", (1, 2, 1), ["torch_compile: true"]),
-    "deepspeed-inline-auto": (8, "zero3", (1, 8, 1), []),
+    "deepspeed-inline-auto": (
+        8, "zero3", (1, 8, 1), ["max_live_parameters, max_reuse_distance, sub_group_size"]
+    ),
     "deepspeed-inline-offload": (2, "zero2_offload_optimizer", (1, 2, 1), []),
     "deepspeed-inline-sizes": (2, "zero2", (1, 2, 1), ["round_robin_gradients"]),
     "deepspeed-torch-compile-preset": (2, "zero1", (1, 2, 1), []),

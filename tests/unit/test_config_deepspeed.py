@@ -175,6 +175,18 @@ def test_one_bucket_size(load, sizes, bucket, warned):
     assert bool(config.warnings) == warned
 
 
-def test_settings_the_tool_fixes_are_named(load):
-    (warning,) = load(zero(2, round_robin_gradients=True)).warnings
-    assert "round_robin_gradients" in warning
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        ({"round_robin_gradients": True}, True),
+        ({"stage3_max_live_parameters": 0}, True),
+        ({"max_reuse_distance": 0}, True),
+        ({"leaf_module": {"classes": ["A"]}}, True),
+        ({"stage3_max_live_parameters": 1e9, "overlap_comm": False}, False),
+        ({"stage3_param_persistence_threshold": "auto", "sub_group_size": None}, False),
+    ],
+)
+def test_settings_the_tool_fixes_are_named(load, stated, named):
+    warnings = load(zero(3, **stated)).warnings
+    assert len(warnings) == named
+    assert all("set by autotune" in w and next(iter(stated)) in w for w in warnings)
