@@ -30,6 +30,7 @@ DATASET_TYPES = ("completion", "alpaca", "chat_template")
 _USED_DATASET_KEYS = frozenset({"path", "type", "ds_type", "field", "field_messages", "split"})
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules")
 """Read with `adapter: lora`; without an adapter they do nothing."""
+_ALL_LINEAR = "all-linear"  # PEFT's word for lora_target_linear
 DEFAULT_MAX_GRAD_NORM = 1.0  # transformers.TrainingArguments
 
 
@@ -80,18 +81,19 @@ def read_adapter(top: Section, where: str) -> Lora | None:
         raise AutotuneError(f"{where}: adapter: lora needs lora_r and lora_alpha.")
     if dropout >= 1:
         raise top.error("lora_dropout", "Write a number below 1.")
-    if isinstance(targets, str):
-        targets = [targets]
-    if not targets:
-        if not linear:
-            raise AutotuneError(
-                f"{where}: adapter: lora needs lora_target_modules, or lora_target_linear: true."
-            )
-        return Lora(r=rank, alpha=alpha, dropout=dropout)
+    if targets == _ALL_LINEAR:
+        targets, linear = [], True
+    targets = [targets] if isinstance(targets, str) else targets or []
+    if not targets and not linear:
+        raise AutotuneError(
+            f"{where}: adapter: lora needs lora_target_modules, or lora_target_linear: true."
+        )
     if not isinstance(targets, list) or not all(_is_module_name(name) for name in targets):
         raise top.error("lora_target_modules", "Write a list of module names, such as "
                         "[q_proj, v_proj]; patterns are not read here.")  # fmt: skip
-    return Lora(r=rank, alpha=alpha, dropout=dropout, target_modules=tuple(targets))
+    # With lora_target_linear Axolotl adds the linear layers to those that are named.
+    named = [*Lora().target_modules, *targets] if linear else targets
+    return Lora(r=rank, alpha=alpha, dropout=dropout, target_modules=tuple(dict.fromkeys(named)))
 
 
 def read_torch_compile(top: Section, engine: EngineSettings) -> bool:
