@@ -53,7 +53,7 @@ class RunConfig:
     Two are equal when they train alike and keep the same keys, wherever their files lie.
     """
 
-    path: Path = field(compare=False)
+    path: Path = field(compare=False, repr=False)
     base_model: str
     """As written in the file, or the path from here where it lies beside the file."""
     model: ModelSpec
@@ -67,7 +67,7 @@ class RunConfig:
     autotune: AutotuneBlock
     passthrough: Mapping[str, Any]
     """Known Axolotl keys that are not used here: today's names, values as in the file."""
-    warnings: tuple[str, ...] = field(compare=False)
+    warnings: tuple[str, ...] = field(compare=False, repr=False)
     contract: Workload
     """The workload of one data-parallel group; `workload_on` has the global batch."""
 

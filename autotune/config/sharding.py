@@ -23,7 +23,7 @@ class Sharding:
     """FSDP's own switch; it asks for the same recompute as `gradient_checkpointing`."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The engine's own mapping without old spellings, unused keys kept: what is written again."""
-    warnings: tuple[str, ...] = field(default=(), compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def strategy_name(self, dp_replicate: int) -> str:
         """Return the name `strategies/` gives this sharding, or one built by its scheme."""

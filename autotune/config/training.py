@@ -194,7 +194,7 @@ def _dataset(section: Section, entry: Mapping[str, Any], folder: Path) -> Datase
     path = section.text("path")
     if path is None:
         raise AutotuneError(f"{section.where} has no path. Give the path of a data file.")
-    if not os.path.exists(path) and (folder / path).exists():
+    if not os.path.exists(path) and os.path.exists(folder / path):
         path = str(folder / path)
     kind = section.text("type", "completion", choices=DATASET_TYPES)
     named = {name: section.text(name) for name in ("ds_type", "field", "field_messages")}

@@ -60,6 +60,11 @@ def test_presets(load, preset, strategy, tmp_path, monkeypatch):
         assert config.train.torch_compile == ("compile" in preset)
 
 
+def test_a_bf16_preset_is_no_fp32_run(load):
+    assert "The YAML says fp32" in refusal(load, "zero3_bf16", bf16=False)
+    assert load("zero3", bf16=False).plan(2).zero_stage == 3
+
+
 def test_every_preset_is_covered_above():
     cases = test_presets.pytestmark[0].args[1]
     assert sorted(case[0] for case in cases) == preset_names()

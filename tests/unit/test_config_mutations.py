@@ -76,7 +76,8 @@ def read_all(cases: Iterator[tuple[int, str]], path: Path) -> dict[str, int]:
             counts["read"] += 1
             again = path.with_name("again.yml")
             again.write_text(emit_run_config(config), encoding="utf-8")
-            assert repr(load_config(again).passthrough) == repr(config.passthrough), f"seed {seed}"
+            # As text, because a NaN among the kept keys is not equal to itself.
+            assert repr(load_config(again)) == repr(config), f"seed {seed}"
     return counts
 
 
