@@ -1,7 +1,7 @@
 """The configuration format: Axolotl's YAML plus one block `autotune:`."""
 
 from autotune.config.block import AutotuneBlock, LadderRung, fallback_ladder
-from autotune.config.deepspeed import preset_names
+from autotune.config.presets import preset_names
 from autotune.config.run import RunConfig, load_config
 
 __all__ = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autotune.config.keys import AUTOTUNE_KEY, check_known
 from autotune.errors import AutotuneError
 from autotune.plan import Plan, Recompute
 
@@ -23,11 +25,11 @@ class LadderRung(BaseModel):
 class AutotuneBlock(BaseModel):
     """The block `autotune:` of a configuration. Nothing in it decides how the run is sharded."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: str | None = None
     """Version of this tool that wrote the file."""
-    num_gpus: int | None = Field(default=None, ge=1)
+    num_gpus: int | None = Field(default=None, ge=1, le=10**6)
     """Ranks the search measured on; `train` starts as many unless told otherwise."""
     device: str | None = None
     hardware: dict[str, Any] = Field(default_factory=dict)
@@ -45,8 +47,10 @@ def read_block(values: object, where: str) -> AutotuneBlock:
     """Read the block `autotune:`; an absent one is empty.
 
     Raises:
-        AutotuneError: a known field of the wrong kind.
+        AutotuneError: an unknown field, or one of the wrong kind.
     """
+    if isinstance(values, Mapping):
+        check_known(values, AutotuneBlock.model_fields, f"{where}: {AUTOTUNE_KEY}")
     try:
         return AutotuneBlock.model_validate({} if values is None else values)
     except ValidationError as error:

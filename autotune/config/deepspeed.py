@@ -1,29 +1,26 @@
-"""`deepspeed:` of a configuration: a preset's name, a JSON file or the mapping itself."""
+"""What a DeepSpeed mapping says, and what of it runs here."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from autotune.config.keys import check_known, key_catalogue
-from autotune.config.reading import read_json_mapping
+from autotune.config.keys import check_known, check_nested, key_catalogue
 from autotune.config.sharding import Sharding
 from autotune.config.values import Section
 from autotune.errors import AutotuneError
 from autotune.plan import Engine
-from autotune.resources import data_dir
 from autotune.spec.workload import Precision
 
-PRESET_FOLDER = "deepspeed_configs"
+COMPILE_KEY = "torch_compile"
+"""Ours: DeepSpeed ignores top-level keys it does not know, and has none for torch.compile."""
 AUTO = "auto"
 _MISSING = object()
 
 # Keys that switch on another algorithm than the one measured here.
 _OTHER_ALGORITHMS = (
-    "amp", "torch_autocast", "compile", "compression_training", "data_efficiency",
+    "amp", "torch_autocast", "compression_training", "data_efficiency",
     "curriculum_learning", "progressive_layer_drop", "expert_parallel", "hybrid_engine",
     "sparse_gradients", "tensor_parallel", "weight_quantization", "zenflow", "optimizer",
     "scheduler", "prescale_gradients",
@@ -33,13 +30,20 @@ _OTHER_ZERO_ALGORITHMS = (
     "zero_quantized_nontrainable_weights", "elastic_checkpoint", "legacy_stage1",
 )  # fmt: skip
 
-# What a run fixes so that two strategies differ by their names alone. overlap_comm is not here:
-# it follows from the device, and files rightly carry either value.
+# What a run fixes so that two strategies differ by their names alone: the values of
+# `autotune.emit.deepspeed`, and DeepSpeed's defaults. Either spelling of the stage-3 keys counts.
 _FIXED_ZERO: dict[str, object] = {
+    "allgather_partitions": True,
     "contiguous_gradients": True,
     "reduce_scatter": True,
     "round_robin_gradients": False,
+    "sub_group_size": 10**9,
+    "max_live_parameters": 10**9,
+    "max_reuse_distance": 10**9,
+    "gather_16bit_weights_on_model_save": True,
 }
+# Neither speed, memory nor result: overlap follows from the device, and files rightly carry either.
+_NO_MATTER = ("overlap_comm", "log_trace_cache_warnings", "enable_sanity_checks")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,43 +58,21 @@ class BatchContract:
     hidden_size: int
 
 
-def preset_names() -> list[str]:
-    """Return the file names of the shipped DeepSpeed presets."""
-    return sorted(entry.name for entry in data_dir(PRESET_FOLDER).iterdir()
-                  if entry.name.endswith(".json"))  # fmt: skip
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """What an engine's own mapping decides."""
 
-
-def find_deepspeed(value: object, folder: Path, where: str) -> tuple[dict[str, Any], str]:
-    """Return the DeepSpeed mapping that `deepspeed:` stands for, and what to call it in messages.
-
-    A path is looked up from the working directory (as Axolotl does), then from the
-    configuration's folder, then among the shipped presets by file name.
-
-    Raises:
-        AutotuneError: neither a mapping nor a file that exists.
-    """
-    if isinstance(value, Mapping):
-        return dict(value), f"{where}: deepspeed"
-    if not isinstance(value, str):
-        raise AutotuneError(f"{where}: deepspeed: {value!r} is neither a path nor a mapping.")
-    for path in (Path(value), folder / value):
-        if path.is_file():
-            return read_json_mapping(path), str(path)
-    name = Path(value).name
-    wanted = name if name.endswith(".json") else f"{name}.json"
-    if wanted in preset_names() and Path(value).parent.name in ("", PRESET_FOLDER):
-        text = (data_dir(PRESET_FOLDER) / wanted).read_text("utf-8")
-        return json.loads(text), f"preset {wanted}"
-    raise AutotuneError(
-        f"{where}: deepspeed: {value}: no such file from {Path.cwd()} or {folder}, and no preset "
-        f"of that name. Shipped presets: {', '.join(preset_names())}."
-    )
+    sharding: Sharding
+    max_grad_norm: float | None
+    """None when the mapping does not say."""
+    torch_compile: bool
+    """It asks for torch.compile; false says nothing."""
 
 
 def read_deepspeed(
     values: Mapping[str, Any], where: str, contract: BatchContract
-) -> tuple[Sharding, float | None]:
-    """Read a DeepSpeed mapping into a sharding and the gradient clipping it states, if any.
+) -> EngineSettings:
+    """Read a DeepSpeed mapping: its sharding, and the clipping and compiling it states, if any.
 
     What would change the numerics, or the algorithm, and is not run here is refused. What only
     moves time or memory (buckets that differ from one another, overlap switches) is fixed by the
@@ -100,7 +82,8 @@ def read_deepspeed(
         AutotuneError: an unknown key, a contradiction to the YAML, or a setting not run here.
     """
     catalogue = key_catalogue()
-    check_known(values, catalogue.deepspeed_keys, where)
+    check_known(values, catalogue.deepspeed_keys | {COMPILE_KEY}, where)
+    check_nested(values, catalogue.deepspeed_sections, where)
     top = Section(values, where)
     for key in _OTHER_ALGORITHMS:
         if _is_on(top.raw(key)):
@@ -111,10 +94,45 @@ def read_deepspeed(
     zero = top.section("zero_optimization")
     if zero is None:
         raise AutotuneError(f"{where}: zero_optimization is missing. Give it a stage of 1, 2 or 3.")
-    return _read_zero(zero, where, contract), _clipping(top, contract)
+    compiled, warnings = _compiled(top)
+    config = {key: value for key, value in values.items() if key not in ("compile", COMPILE_KEY)}
+    if compiled:
+        config[COMPILE_KEY] = True
+    return EngineSettings(
+        sharding=_read_zero(zero, where, contract, config, warnings),
+        max_grad_norm=_clipping(top, contract),
+        torch_compile=compiled,
+    )
 
 
-def _read_zero(zero: Section, where: str, contract: BatchContract) -> Sharding:
+def _compiled(top: Section) -> tuple[bool, list[str]]:
+    """Return whether torch.compile is asked for: by our key, or by the block of old versions."""
+    ours = top.boolean(COMPILE_KEY, False)
+    block = top.section("compile")
+    if block is None:
+        return ours, []
+    check_known(block.unread(), key_catalogue().compile_keys, block.where)
+    if block.boolean("deepcompile", False):
+        raise block.error("deepcompile", "DeepCompile is not run here; torch.compile is: write "
+                          "torch_compile: true into the YAML.")  # fmt: skip
+    if not any(block.has(key) for key in ("disable", "backend")):
+        return ours, []
+    asked = not block.boolean("disable", False)
+    block.text("backend", "inductor", choices=("inductor",))
+    warning = (
+        f"{block.where}: DeepSpeed from 0.18 on rejects a file with disable or backend here. It is "
+        f"read as torch_compile: {str(asked or ours).lower()}, which belongs in the YAML."
+    )
+    return asked or ours, [warning]
+
+
+def _read_zero(
+    zero: Section,
+    where: str,
+    contract: BatchContract,
+    config: Mapping[str, Any],
+    warnings: list[str],
+) -> Sharding:
     values = zero.unread()
     check_known(values, key_catalogue().zero_keys, f"{where}: zero_optimization")
     stage = zero.integer("stage", 0)
@@ -134,19 +152,33 @@ def _read_zero(zero: Section, where: str, contract: BatchContract) -> Sharding:
     offload_params = _offloaded(zero, "offload_param")
     if offload_params and stage != 3:
         raise zero.error("offload_param", "Only stage 3 shards parameters and can offload them.")
-    bucket, warnings = _buckets(zero, where, contract.hidden_size)
-    differing = [key for key, fixed in _FIXED_ZERO.items()
-                 if zero.raw(key, fixed) not in (fixed, AUTO)]  # fmt: skip
+    bucket, bucket_warnings = _buckets(zero, where, contract.hidden_size)
+    warnings = [*warnings, *bucket_warnings]
+    offload_optimizer = _offloaded(zero, "offload_optimizer")
+    differing = _differing(zero, contract.hidden_size)
     if differing:
         warnings.append(f"{where}: zero_optimization: set by autotune, not by the file: "
                         f"{', '.join(differing)}.")  # fmt: skip
     return Sharding(
         engine=Engine.DEEPSPEED,
         zero_stage=stage,
-        offload_optimizer=_offloaded(zero, "offload_optimizer"),
+        offload_optimizer=offload_optimizer,
         offload_params=offload_params,
         bucket_elements=bucket,
+        config=config,
         warnings=tuple(warnings),
+    )
+
+
+def _differing(zero: Section, hidden_size: int) -> list[str]:
+    """Return the keys nobody has read whose values differ from those of a run."""
+    fixed = _FIXED_ZERO | {"param_persistence_threshold": 10 * hidden_size}
+    return sorted(
+        key
+        for key, value in zero.unread().items()
+        if value not in (None, AUTO)
+        and key not in _NO_MATTER
+        and value != fixed.get(key.removeprefix("stage3_"), _MISSING)
     )
 
 
@@ -154,7 +186,7 @@ def _offloaded(zero: Section, key: str) -> bool:
     section = zero.section(key)
     if section is None:
         return False
-    check_known(section.unread(), key_catalogue().offload_keys, f"{key}")
+    check_known(section.unread(), key_catalogue().offload_keys, section.where)
     device = section.text("device", "none")
     if device not in ("none", "cpu"):
         raise section.error("device", "Allowed: none, cpu.")

@@ -27,10 +27,15 @@ class KeyCatalogue(BaseModel):
     dataset_keys: frozenset[str]
     fsdp_keys: frozenset[str]
     fsdp1_keys: dict[str, str]
-    deprecated: dict[str, str]
+    renamed: dict[str, str]
+    attention_switches: dict[str, str]
+    removed: dict[str, str]
+    nested_keys: dict[str, frozenset[str]]
     harmless: frozenset[str]
     deepspeed_version: str
     deepspeed_keys: frozenset[str]
+    deepspeed_sections: dict[str, frozenset[str]]
+    compile_keys: frozenset[str]
     zero_keys: frozenset[str]
     offload_keys: frozenset[str]
 
@@ -53,7 +58,7 @@ def check_known(values: Iterable[str], known: Collection[str], where: str) -> No
     Raises:
         AutotuneError: names every unknown key at once.
     """
-    unknown = [f"`{key}`{nearest(key, known, count=1).rstrip('.')}"
+    unknown = [f"`{key}`{nearest(str(key), known, count=1).rstrip('.')}"
                for key in values if key not in known]  # fmt: skip
     if unknown:
         plural = "keys" if len(unknown) > 1 else "key"
@@ -62,26 +67,45 @@ def check_known(values: Iterable[str], known: Collection[str], where: str) -> No
         )
 
 
-def unused_warning(passthrough: Mapping[str, Any], where: str) -> str | None:
+def check_nested(
+    values: Mapping[str, Any], known: Mapping[str, Collection[str]], where: str
+) -> None:
+    """Refuse unknown keys in the mappings below `values`, or in the entries of lists below it.
+
+    Args:
+        values: The mapping around them.
+        known: By name of the nested mapping, its keys. Another mapping may hold anything.
+        where: What to call `values` in messages.
+
+    Raises:
+        AutotuneError: names the unknown keys of one mapping.
+    """
+    for name, keys in known.items():
+        found = values.get(name)
+        entries = found if isinstance(found, list) else [found]
+        for entry in entries:
+            if isinstance(entry, Mapping):
+                check_known(entry, keys, f"{where}: {name}")
+
+
+def unused_warning(
+    passthrough: Mapping[str, Any], where: str, idle: Collection[str] = ()
+) -> str | None:
     """Say which keys are kept but not used although they would change the training.
 
     Keys set to false, null or an empty value ask for nothing and are not named.
+
+    Args:
+        passthrough: The keys that are kept.
+        where: What to call the file.
+        idle: Keys that do nothing in this file.
     """
     harmless = key_catalogue().harmless
-    changing = [key for key, value in passthrough.items() if value and key not in harmless]
+    changing = [key for key, value in passthrough.items()
+                if value and key not in harmless and key not in idle]  # fmt: skip
     if not changing:
         return None
     return (
         f"{where}: these Axolotl keys are kept but not used here, although they would change the "
         f"training, its speed or its memory: {', '.join(sorted(changing))}."
     )
-
-
-def deprecation_warning(values: Mapping[str, Any], where: str) -> str | None:
-    """Name the deprecated keys of a file and their successors."""
-    deprecated = key_catalogue().deprecated
-    old = [f"{key} (now {deprecated[key] or 'removed'})"
-           for key, value in values.items() if key in deprecated and value is not None]  # fmt: skip
-    if not old:
-        return None
-    return f"{where}: deprecated in Axolotl {key_catalogue().axolotl_version}: {', '.join(old)}."

@@ -45,6 +45,12 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
         raise AutotuneError(f"{path}{place}: not valid YAML: {error.problem or error}.") from None
     except yaml.YAMLError as error:
         raise AutotuneError(f"{path}: not valid YAML: {error}.") from None
+    except RecursionError:
+        raise AutotuneError(f"{path}: not valid YAML: nested too deeply.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        # PyYAML itself, on a date that does not exist or a tag whose value does not fit.
+        raise AutotuneError(f"{path}: a value that YAML cannot read: {error}.") from None
+    _check_finite(values, path)
     return _string_keyed(values, path)
 
 
@@ -55,11 +61,15 @@ def read_json_mapping(path: Path) -> dict[str, Any]:
         AutotuneError: missing file, malformed JSON (line and column), no object.
     """
     try:
-        values = json.loads(_read_text(path))
+        values = json.loads(_read_text(path), object_pairs_hook=_unique_pairs)
     except json.JSONDecodeError as error:
         raise AutotuneError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
         ) from None
+    except RecursionError:
+        raise AutotuneError(f"{path}: not valid JSON: nested too deeply.") from None
+    except ValueError as error:  # a repeated key, or more digits than Python reads
+        raise AutotuneError(f"{path}: not valid JSON: {error}.") from None
     return _string_keyed(values, path)
 
 
@@ -76,6 +86,46 @@ def _read_text(path: Path) -> str:
         raise AutotuneError(f"{path}: no permission to read this file.") from None
     except UnicodeDecodeError as error:
         raise AutotuneError(f"{path}: not UTF-8 text (byte {error.start}).") from None
+    except (OSError, ValueError) as error:  # a name too long for the system, or with a NUL
+        raise AutotuneError(f"{path}: cannot be read: {error}.") from None
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python keeps the last of two equal keys in silence; refuse the second."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands there a second time")
+    return values
+
+
+def _check_finite(values: Any, path: Path) -> None:
+    """Refuse an anchor that contains itself: whatever walks the file would never end.
+
+    Raises:
+        AutotuneError: the file has one.
+    """
+    open_: set[int] = set()  # on the way from the top to here
+    closed: set[int] = set()  # seen whole; an alias may lead to the same node many times
+    stack = [(values, False)]
+    while stack:
+        node, leaving = stack.pop()
+        if not isinstance(node, dict | list):
+            continue
+        if leaving:
+            open_.discard(id(node))
+            closed.add(id(node))
+        elif id(node) in open_:
+            raise AutotuneError(f"{path}: an anchor (&) contains itself. Remove its alias (*).")
+        elif id(node) not in closed:
+            open_.add(id(node))
+            stack.append((node, True))
+            stack += [(child, False) for child in _children(node)]
+
+
+def _children(node: dict[Any, Any] | list[Any]) -> list[Any]:
+    return list(node.values()) if isinstance(node, dict) else node
 
 
 def _string_keyed(values: Any, path: Path) -> dict[str, Any]:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autotune.config.block import AutotuneBlock, read_block
-from autotune.config.deepspeed import BatchContract, find_deepspeed, read_deepspeed
+from autotune.config.canonical import canonical_keys
+from autotune.config.deepspeed import BatchContract, EngineSettings, read_deepspeed
+from autotune.config.fsdp import read_fsdp
 from autotune.config.keys import (
     AUTOTUNE_KEY,
     check_known,
-    deprecation_warning,
+    check_nested,
     key_catalogue,
     unused_warning,
 )
 from autotune.config.layout import Layout, build_plan, read_layout
+from autotune.config.presets import find_deepspeed
 from autotune.config.reading import read_yaml_mapping
-from autotune.config.sharding import Sharding, read_fsdp
+from autotune.config.sharding import Sharding
 from autotune.config.training import (
+    LORA_KEYS,
     read_adapter,
     read_datasets,
     read_optimizer,
     read_precision,
+    read_torch_compile,
     read_train_settings,
 )
-from autotune.config.values import Section
+from autotune.config.values import Section, shorten
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
 from autotune.spec.model import ModelSpec, load_model
@@ -42,11 +48,14 @@ _DEFAULT_SEED = 42
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A configuration file, read and checked; `plan` lays it out on a number of GPUs."""
+    """A configuration file, read and checked; `plan` lays it out on a number of GPUs.
 
-    path: Path
+    Two are equal when they train alike and keep the same keys, wherever their files lie.
+    """
+
+    path: Path = field(compare=False, repr=False)
     base_model: str
-    """As written in the file."""
+    """As written in the file, or the path from here where it lies beside the file."""
     model: ModelSpec
     sharding: Sharding
     layout: Layout
@@ -57,8 +66,8 @@ class RunConfig:
     seed: int
     autotune: AutotuneBlock
     passthrough: Mapping[str, Any]
-    """Known Axolotl keys that are not used here, as they stand in the file."""
-    warnings: tuple[str, ...]
+    """Known Axolotl keys that are not used here: today's names, values as in the file."""
+    warnings: tuple[str, ...] = field(compare=False, repr=False)
     contract: Workload
     """The workload of one data-parallel group; `workload_on` has the global batch."""
 
@@ -112,10 +121,13 @@ def load_config(path: Path) -> RunConfig:
             value that is not allowed, or a setting that is not run here.
     """
     where = str(path)
-    values = read_yaml_mapping(path)
-    check_known(values, key_catalogue().top_level, where)
+    given = read_yaml_mapping(path)
+    catalogue = key_catalogue()
+    check_known(given, catalogue.top_level, where)
+    check_nested(given, catalogue.nested_keys, where)
+    values, deprecation = canonical_keys(given, where)
     top = Section(values, where)
-    model = _read_model(top, path.parent, where)
+    base_model, model = _read_model(top, path.parent, where)
     layout = read_layout(top, where)
     precision = read_precision(top)
     max_grad_norm = top.number("max_grad_norm")
@@ -126,9 +138,12 @@ def load_config(path: Path) -> RunConfig:
         precision=precision,
         hidden_size=model.hidden_size,
     )
-    sharding, clipping = _read_sharding(top, path.parent, where, batch)
+    engine = _read_engine(top, path.parent, where, batch)
     train = read_train_settings(
-        top, max_grad_norm=clipping if max_grad_norm is None else max_grad_norm, where=where
+        top,
+        max_grad_norm=engine.max_grad_norm if max_grad_norm is None else max_grad_norm,
+        torch_compile=read_torch_compile(top, engine),
+        where=where,
     )
     datasets, warnings = read_datasets(top, "datasets", path.parent, where)
     test_datasets, test_warnings = read_datasets(top, "test_datasets", path.parent, where)
@@ -151,15 +166,16 @@ def load_config(path: Path) -> RunConfig:
     output_dir = top.text("output_dir", _DEFAULT_OUTPUT_DIR)
     seed = top.integer("seed", _DEFAULT_SEED)
     passthrough = top.unread()
-    notes = (deprecation_warning(values, where), unused_warning(passthrough, where))
-    warnings = [*sharding.warnings, *warnings, *test_warnings, *(note for note in notes if note)]
+    unused = unused_warning(passthrough, where, idle=() if contract.adapter else LORA_KEYS)
+    notes = [*engine.sharding.warnings, *warnings, *test_warnings, deprecation, unused]
+    warnings = [note for note in notes if note]
     if warnings:
         _LOG.warning("%s", "\n".join(warnings))
     return RunConfig(
         path=path,
-        base_model=top.text("base_model", ""),
+        base_model=base_model,
         model=model,
-        sharding=sharding,
+        sharding=engine.sharding,
         layout=layout,
         train=train,
         datasets=tuple(datasets),
@@ -173,20 +189,24 @@ def load_config(path: Path) -> RunConfig:
     )
 
 
-def _read_model(top: Section, folder: Path, where: str) -> ModelSpec:
+def _read_model(top: Section, folder: Path, where: str) -> tuple[str, ModelSpec]:
     name = top.text("base_model")
     if not name:
         raise AutotuneError(f"{where}: base_model is missing. Give a model's name or folder.")
-    if not Path(name).exists() and (folder / name).exists():
+    if not os.path.exists(name) and os.path.exists(folder / name):
         name = str(folder / name)
-    model = load_model(name)
+    try:
+        model = load_model(name)
+    except (OSError, RuntimeError, ValueError) as error:  # no path: too long, a NUL, an unknown ~
+        raise AutotuneError(
+            f"{where}: base_model: {shorten(repr(name), 200)} cannot be read: "
+            f"{shorten(str(error), 200)}. Give a model's name or folder."
+        ) from None
     tokenizer = top.text("tokenizer_config")
-    return model.model_copy(update={"tokenizer": tokenizer}) if tokenizer else model
+    return name, model.model_copy(update={"tokenizer": tokenizer}) if tokenizer else model
 
 
-def _read_sharding(
-    top: Section, folder: Path, where: str, batch: BatchContract
-) -> tuple[Sharding, float | None]:
+def _read_engine(top: Section, folder: Path, where: str, batch: BatchContract) -> EngineSettings:
     fsdp = read_fsdp(top, where)
     given = top.raw("deepspeed")
     if fsdp and given is not None:
@@ -197,4 +217,6 @@ def _read_sharding(
     if given is not None:
         values, label = find_deepspeed(given, folder, where)
         return read_deepspeed(values, label, batch)
-    return fsdp or Sharding(engine=Engine.DDP), None
+    return EngineSettings(
+        sharding=fsdp or Sharding(engine=Engine.DDP), max_grad_norm=None, torch_compile=False
+    )

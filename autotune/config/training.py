@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from autotune.config.deepspeed import EngineSettings
 from autotune.config.keys import check_known, key_catalogue
 from autotune.config.values import Section
 from autotune.errors import AutotuneError
@@ -27,6 +28,9 @@ SCHEDULERS = (
 )  # fmt: skip
 DATASET_TYPES = ("completion", "alpaca", "chat_template")
 _USED_DATASET_KEYS = frozenset({"path", "type", "ds_type", "field", "field_messages", "split"})
+LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules")
+"""Read with `adapter: lora`; without an adapter they do nothing."""
+_ALL_LINEAR = "all-linear"  # PEFT's word for lora_target_linear
 DEFAULT_MAX_GRAD_NORM = 1.0  # transformers.TrainingArguments
 
 
@@ -66,37 +70,63 @@ def read_adapter(top: Section, where: str) -> Lora | None:
             raise top.error(key, "Quantised base weights are not run here yet: remove it and "
                             "use adapter: lora.")  # fmt: skip
     adapter = top.text("adapter", choices=("lora",))
+    if adapter is None:
+        return None  # whatever lora_ keys are left over stay as they are
     rank = top.integer("lora_r", minimum=1)
     alpha = top.integer("lora_alpha", minimum=1)
     dropout = top.number("lora_dropout", 0.0)
     linear = top.boolean("lora_target_linear", False)
     targets = top.raw("lora_target_modules")
-    if adapter is None:
-        return None
     if rank is None or alpha is None:
         raise AutotuneError(f"{where}: adapter: lora needs lora_r and lora_alpha.")
     if dropout >= 1:
         raise top.error("lora_dropout", "Write a number below 1.")
-    if isinstance(targets, str):
-        targets = [targets]
-    if not targets:
-        if not linear:
-            raise AutotuneError(
-                f"{where}: adapter: lora needs lora_target_modules, or lora_target_linear: true."
-            )
-        return Lora(r=rank, alpha=alpha, dropout=dropout)
+    if targets == _ALL_LINEAR:
+        targets, linear = [], True
+    targets = [targets] if isinstance(targets, str) else targets or []
+    if not targets and not linear:
+        raise AutotuneError(
+            f"{where}: adapter: lora needs lora_target_modules, or lora_target_linear: true."
+        )
     if not isinstance(targets, list) or not all(_is_module_name(name) for name in targets):
         raise top.error("lora_target_modules", "Write a list of module names, such as "
                         "[q_proj, v_proj]; patterns are not read here.")  # fmt: skip
-    return Lora(r=rank, alpha=alpha, dropout=dropout, target_modules=tuple(targets))
+    # With lora_target_linear Axolotl adds the linear layers to those that are named.
+    named = [*Lora().target_modules, *targets] if linear else targets
+    return Lora(r=rank, alpha=alpha, dropout=dropout, target_modules=tuple(dict.fromkeys(named)))
 
 
-def read_train_settings(top: Section, *, max_grad_norm: float | None, where: str) -> TrainSettings:
+def read_torch_compile(top: Section, engine: EngineSettings) -> bool:
+    """Read `torch_compile`; Axolotl's "auto" means true on every torch that runs here.
+
+    Raises:
+        AutotuneError: the DeepSpeed mapping asks for what the file forbids, or ZeRO-3.
+    """
+    top.text("torch_compile_backend", choices=("inductor",))
+    given = top.raw("torch_compile")
+    if given not in (None, True, False, "auto"):
+        raise top.error("torch_compile", "Write true, false or auto.")
+    if given is False and engine.torch_compile:
+        raise top.error("torch_compile", "The DeepSpeed file asks for it: use the file without.")
+    compiled = bool(given) or engine.torch_compile
+    if compiled and engine.sharding.zero_stage == 3:
+        # dynamo traces DeepSpeed's gathering hooks of every module until it gives up (0.19.8).
+        raise AutotuneError(
+            f"{top.where}: torch_compile does not run with ZeRO-3 here. Use FSDP2 or ZeRO-2, or "
+            "remove torch_compile."
+        )
+    return compiled
+
+
+def read_train_settings(
+    top: Section, *, max_grad_norm: float | None, torch_compile: bool, where: str
+) -> TrainSettings:
     """Read schedule, logging and saving keys.
 
     Args:
         top: The whole file.
         max_grad_norm: Clipping where the file states it (there or in a DeepSpeed JSON).
+        torch_compile: Likewise.
         where: What to call the file in messages.
 
     Raises:
@@ -124,6 +154,7 @@ def read_train_settings(top: Section, *, max_grad_norm: float | None, where: str
         save_total_limit=top.integer("save_total_limit", minimum=1),
         val_set_size=top.number("val_set_size", 0.0),
         use_tensorboard=top.boolean("use_tensorboard", False),
+        torch_compile=torch_compile,
         resume_from=top.text("resume_from_checkpoint"),
     )
 
@@ -163,7 +194,7 @@ def _dataset(section: Section, entry: Mapping[str, Any], folder: Path) -> Datase
     path = section.text("path")
     if path is None:
         raise AutotuneError(f"{section.where} has no path. Give the path of a data file.")
-    if not os.path.exists(path) and (folder / path).exists():
+    if not os.path.exists(path) and os.path.exists(folder / path):
         path = str(folder / path)
     kind = section.text("type", "completion", choices=DATASET_TYPES)
     named = {name: section.text(name) for name in ("ds_type", "field", "field_messages")}

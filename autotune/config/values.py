@@ -7,15 +7,28 @@ from typing import Any, overload
 
 from autotune.errors import AutotuneError, nearest
 
+_LARGEST = 2**53
+
+
+def shorten(text: str, length: int) -> str:
+    """Return text of at most `length` characters: a message must stay readable."""
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
+
 
 class Section:
     """A mapping from a configuration file that remembers which keys were read.
 
     A null value counts as an absent key, as it does in Axolotl. Numbers may be text: YAML 1.1
     reads ``2e-5`` as a string.
+
+    Raises:
+        AutotuneError: a key that is not text.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        for key in values:
+            if not isinstance(key, str):
+                raise AutotuneError(f"{where}: the key {key!r} is not text. Put it in quotes.")
         self._values = values
         self.where = where
         self._read: set[str] = set()
@@ -36,20 +49,23 @@ class Section:
 
     def error(self, key: str, allowed: str) -> AutotuneError:
         """Build the error for a value that is not allowed."""
-        value = self._values.get(key)
-        return AutotuneError(f"{self.where}: {key}: {value!r} is not allowed here. {allowed}")
+        given = shorten(repr(self._values.get(key)), 200)
+        return AutotuneError(f"{self.where}: {key}: {given} is not allowed here. {allowed}")
 
     @overload
     def integer(self, key: str, default: int, *, minimum: int = 0) -> int: ...
     @overload
     def integer(self, key: str, default: None = None, *, minimum: int = 0) -> int | None: ...
     def integer(self, key: str, default: int | None = None, *, minimum: int = 0) -> int | None:
-        """Read a whole number of at least `minimum`."""
-        number = self._number(key, f"Write a whole number of at least {minimum}.")
+        """Read a whole number from `minimum` up to 2**53, where floats stop being exact."""
+        allowed = f"Write a whole number of at least {minimum}."
+        number = self._number(key, allowed)
         if number is None:
             return default
+        if number > _LARGEST:
+            raise self.error(key, f"Write a whole number from {minimum} up to {_LARGEST}.")
         if number != int(number) or number < minimum:
-            raise self.error(key, f"Write a whole number of at least {minimum}.")
+            raise self.error(key, allowed)
         return int(number)
 
     @overload
@@ -113,7 +129,7 @@ class Section:
         try:
             # bool is an int to Python, but `true` is no number to a person.
             number = float("nan") if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self.error(key, allowed) from None
         if number != number or number in (float("inf"), float("-inf")):
             raise self.error(key, allowed)

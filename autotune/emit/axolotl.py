@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import yaml
-
 from autotune.config.block import AutotuneBlock
+from autotune.emit.axolotl_keys import comment, data_keys, schedule_keys, workload_keys, yaml_text
 from autotune.emit.deepspeed import portable_deepspeed_config
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.catalogue import read_catalogue
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource, TrainSettings
-from autotune.spec.workload import Lora, Precision, Workload
+from autotune.spec.workload import Workload
 
 
 def emit_axolotl(
@@ -52,8 +51,8 @@ def emit_axolotl(
     """
     train = train or TrainSettings()
     keys: dict[str, Any] = {"base_model": base_model or base_model_of(model)}
-    keys |= _data(datasets, test_datasets, train)
-    keys |= _workload(workload)
+    keys |= data_keys(datasets, test_datasets, train)
+    keys |= workload_keys(workload)
     keys |= {
         "micro_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.grad_accum_steps,
@@ -61,12 +60,11 @@ def emit_axolotl(
     }
     keys |= _engine(plan, model, workload, device)
     keys |= _mesh(plan)
-    keys |= _schedule(train)
+    keys |= schedule_keys(train)
     keys |= {"output_dir": output_dir, "seed": seed}
     if autotune is not None:
         keys["autotune"] = autotune.model_dump(mode="json", exclude_defaults=True)
-    body = yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    return _header(model, plan, autotune, file_name) + body
+    return _header(model, plan, autotune, file_name) + yaml_text(keys)
 
 
 def base_model_of(model: ModelSpec) -> str:
@@ -86,45 +84,6 @@ def decoder_layer_class(model: ModelSpec) -> str | None:
         if architecture.endswith("ForCausalLM"):
             return f"{architecture.removesuffix('ForCausalLM')}DecoderLayer"
     return None
-
-
-def _data(
-    datasets: Sequence[DatasetSource],
-    test_datasets: Sequence[DatasetSource],
-    train: TrainSettings,
-) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    if datasets:
-        keys["datasets"] = [_dataset(source) for source in datasets]
-    if test_datasets:
-        keys["test_datasets"] = [_dataset(source) for source in test_datasets]
-    if train.val_set_size:
-        keys["val_set_size"] = train.val_set_size
-    return keys
-
-
-def _dataset(source: DatasetSource) -> dict[str, Any]:
-    return source.model_dump(exclude_none=True)
-
-
-def _workload(workload: Workload) -> dict[str, Any]:
-    keys: dict[str, Any] = {
-        "sequence_len": workload.seq_len,
-        "sample_packing": workload.packing,
-        "bf16": workload.precision is Precision.BF16,
-        "optimizer": {"adamw": "adamw_torch_fused", "sgd": "sgd"}[workload.optimizer],
-    }
-    return keys | (_lora(workload.adapter) if workload.adapter else {})
-
-
-def _lora(adapter: Lora) -> dict[str, Any]:
-    return {
-        "adapter": "lora",
-        "lora_r": adapter.r,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": adapter.dropout,
-        "lora_target_modules": list(adapter.target_modules),
-    }
 
 
 def _engine(
@@ -164,29 +123,6 @@ def _mesh(plan: Plan) -> dict[str, Any]:
     return keys
 
 
-def _schedule(train: TrainSettings) -> dict[str, Any]:
-    beta1, beta2 = train.adam_betas
-    keys = {
-        "learning_rate": train.learning_rate,
-        "lr_scheduler": train.lr_scheduler,
-        "warmup_steps": train.warmup_steps if train.warmup_ratio is None else None,
-        "warmup_ratio": train.warmup_ratio,
-        "weight_decay": train.weight_decay,
-        "adam_beta1": beta1,
-        "adam_beta2": beta2,
-        "adam_epsilon": train.adam_epsilon,
-        "max_grad_norm": train.max_grad_norm,
-        "num_epochs": train.num_epochs,
-        "max_steps": train.max_steps,
-        "logging_steps": train.logging_steps,
-        "eval_steps": train.eval_steps,
-        "save_steps": train.save_steps,
-        "save_total_limit": train.save_total_limit,
-        "use_tensorboard": train.use_tensorboard or None,
-    }
-    return {key: value for key, value in keys.items() if value is not None}
-
-
 def _header(model: ModelSpec, plan: Plan, autotune: AutotuneBlock | None, file_name: str) -> str:
     measured = autotune.measured.get("tokens_per_s") if autotune else None
     figure = f": {measured:,.0f} tokens/s measured" if measured else ""
@@ -200,11 +136,4 @@ def _header(model: ModelSpec, plan: Plan, autotune: AutotuneBlock | None, file_n
             f"context_parallel_size {plan.cp} runs as Ulysses sequence parallelism here; Axolotl "
             "runs ring attention and, with sample_packing, takes micro_batch_size 1 alone."
         )
-    return "".join(f"# {' '.join(line.split())}\n" for line in lines)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text values in full on every platform; never aliases or anchors."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
+    return comment(lines)

@@ -8,7 +8,7 @@ that failed, so every difference is an `InvalidRunError`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from autotune.plan import Engine, Plan, Recompute
+from autotune.runner.engines import decoder_layers
 from autotune.runner.trainer import AutotuneTrainer, wrap_optimizer_step
 from autotune.runner.ulysses import CONTEXT
 from autotune.spec.workload import Precision, Workload
@@ -68,6 +69,21 @@ def check_attention(
     return {"attention": kernel, "attention_shape": list(CONTEXT.last_shape)}
 
 
+def check_compiled(trainer: AutotuneTrainer) -> dict[str, Any]:
+    """Check, after the first step, that every decoder layer is compiled and that code was made."""
+    from torch._dynamo.utils import counters  # slow to import
+
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    compiled = sum(layer._compiled_call_impl is not None for layer in decoder_layers(model))
+    _expect("compiled decoder layers", _text_config(model).num_hidden_layers, compiled)
+    graphs = int(counters["aot_autograd"]["ok"])
+    if not graphs:
+        raise InvalidRunError(
+            "asked for torch.compile, but no graph was compiled in the first step"
+        )
+    return {"compiled_layers": compiled, "compiled_graphs": graphs}
+
+
 class CheckCallback(TrainerCallback):
     """Runs the checks at their moments: after prepare, and after the first step."""
 
@@ -97,6 +113,9 @@ class CheckCallback(TrainerCallback):
             micro_steps = self._trainer.args.gradient_accumulation_steps
             plan, workload = self._trainer.plan, self._request.workload
             self._found(check_attention(self._trainer, plan, workload, micro_steps))
+            settings = self._request.train
+            if settings is not None and settings.torch_compile:
+                self._found(check_compiled(self._trainer))
 
 
 def _engine_running(trainer: AutotuneTrainer) -> str:
@@ -153,11 +172,15 @@ def _deepspeed_masters(optimizer: Any) -> list[torch.Tensor]:
 def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict[str, Any]:
     units = [m for m in model.modules() if isinstance(m, FSDPModule)]
     num_layers = _text_config(model).num_hidden_layers
-    layers = _modules_of(model, getattr(model, "_no_split_modules", None) or ())
+    layers = decoder_layers(model)
     _expect("decoder layers", num_layers, len(layers))
     _expect("layers left unwrapped", 0, sum(not isinstance(m, FSDPModule) for m in layers))
     recomputed = num_layers if plan.recompute is Recompute.FULL else 0
-    _expect("recomputed layers", recomputed, len(_modules_of(model, ["CheckpointWrapper"])))
+    _expect(
+        "recomputed layers",
+        recomputed,
+        sum(type(m).__name__.endswith("CheckpointWrapper") for m in model.modules()),
+    )
     placements: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
@@ -185,11 +208,6 @@ def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict
     if plan.shard_size > 1:
         _expect("reshard after forward", {plan.reshard_after_forward}, reshard)
     return {"placements": dict(placements), "fsdp_units": len(units)}
-
-
-def _modules_of(model: torch.nn.Module, class_names: Collection[str]) -> list[torch.nn.Module]:
-    """Return the modules of these classes, under the names `fully_shard` gives them."""
-    return [m for m in model.modules() if type(m).__name__.removeprefix("FSDP") in class_names]
 
 
 def _text_config(model: Any) -> Any:

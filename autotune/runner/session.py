@@ -14,7 +14,12 @@ from autotune.runner.answer import Answer
 from autotune.runner.checks import CheckCallback
 from autotune.runner.data import TrainingData, build_sequences
 from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
-from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
+from autotune.runner.engines import (
+    apply_numerics,
+    compile_layers,
+    enable_recompute,
+    start_process_group,
+)
 from autotune.runner.gauges import Gauge, make_gauge
 from autotune.runner.models import build_model
 from autotune.runner.timers import StepTimer
@@ -106,6 +111,8 @@ def make_trainer(
     made = arguments()
     model = build_model(request, plan)
     enable_recompute(model, plan)
+    if request.train is not None and request.train.torch_compile:
+        compile_layers(model)
     trainer = AutotuneTrainer(
         model=model,
         args=made,

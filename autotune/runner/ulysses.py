@@ -50,6 +50,15 @@ def register_attention() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask_of_their_own)
 
 
+def keep_attention_uncompiled() -> None:
+    """Leave the attention function out of compiled layers, which are then two graphs each.
+
+    It reads and counts in `CONTEXT`, which a graph would take for constants, and its all-to-all
+    cannot be traced; its kernel is one fused operator already.
+    """
+    AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(_attention))
+
+
 def make_sequence_groups(cp: int) -> dist.ProcessGroup | None:
     """Create the groups of `cp` neighbouring ranks; return this rank's (None when ``cp == 1``).
 

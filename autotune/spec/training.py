@@ -43,6 +43,8 @@ class TrainSettings(BaseModel):
     val_set_size: float = 0.0
     """Share of the sequences (below 1) or their count (1 and above) held out."""
     use_tensorboard: bool = False
+    torch_compile: bool = False
+    """Compile the model with inductor, under whichever engine shards it."""
     resume_from: str | None = None
     """Checkpoint folder."""
     save_final_weights: bool = True

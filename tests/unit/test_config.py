@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from autotune.config import load_config, preset_names
 from autotune.errors import AutotuneError
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import Engine, Plan
 from autotune.spec.workload import Precision
-
-BASE = """
-base_model: tiny-qwen3
-learning_rate: 2e-5
-micro_batch_size: 2
-gradient_accumulation_steps: 4
-"""
-FSDP2 = "fsdp_version: 2\nfsdp_config:\n  reshard_after_forward: true\n"
+from tests.unit.config_files import BASE, loader, refusal
 
 
 @pytest.fixture
 def load(tmp_path):
-    def _load(extra: str = "", base: str = BASE):
-        path = tmp_path / "config.yml"
-        path.write_text(base + textwrap.dedent(extra))
-        return load_config(path)
-
-    return _load
-
-
-def refusal(load, extra: str, base: str = BASE) -> str:
-    with pytest.raises(AutotuneError) as error:
-        load(extra, base)
-    assert error.value.exit_code == 2
-    return str(error.value)
+    return loader(tmp_path)
 
 
 def test_defaults_are_axolotls(load):
@@ -186,133 +165,28 @@ def test_lora(load):
     assert "Allowed: lora" in refusal(load, "adapter: qlora")
 
 
-# --- engines
-
-
-def test_both_engines(load):
-    assert "exclude each other" in refusal(load, "deepspeed: zero2.json\n" + FSDP2)
-
-
-def test_fsdp2(load):
-    config = load("fsdp_version: 2\nfsdp_config: {reshard_after_forward: false}\n")
-    plan = config.plan(8)
-    assert (plan.strategy, plan.dp_shard, plan.dp_replicate) == ("fsdp2_no_reshard", 8, 1)
-
-
-def test_fsdp_prefix_is_taken_off(load):
-    text = "fsdp_version: 2\nfsdp_config: {fsdp_offload_params: true, fsdp_version: 2}\n"
-    assert load(text).plan(2).strategy == "fsdp2_offload"
-
-
-def test_fsdp_activation_checkpointing_is_recompute(load):
-    text = "fsdp_version: 2\nfsdp_config: {activation_checkpointing: true}\n"
-    assert load(text).plan(2).recompute is Recompute.FULL
-    assert load(FSDP2).plan(2).recompute is Recompute.NONE
-    assert load("gradient_checkpointing: true").plan(2).recompute is Recompute.FULL
-
-
 @pytest.mark.parametrize(
-    "extra",
+    ("text", "words"),
     [
-        "fsdp: [full_shard, auto_wrap]",
-        "fsdp_config: {reshard_after_forward: true}",
-        "fsdp_version: 1\nfsdp_config: {offload_params: true}",
-        "fsdp_config: {version: 1, offload_params: true}",
-        "fsdp_version: 2\nfsdp_config: {fsdp_version: 1, offload_params: true}",
+        ("wandb_name: &a [*a]\n", "contains itself"),
+        ("wandb_name: 2026-13-45\n", "cannot read"),
+        ("wandb_name: " + "[" * 600 + "\n", "nested too deeply"),
+        ("seed: " + "9" * 5000 + "\n", "cannot read"),
+        ("seed: 1" + "0" * 400 + "\n", "seed"),
+        ("fsdp_config: {1: 2}\n", "the key 1 is not text"),
+        ("logging_steps: 1e300\n", "up to 9007199254740992"),
     ],
 )
-def test_fsdp1_is_explained(load, extra):
-    message = refusal(load, extra)
-    assert "FSDP1 is not run here" in message
-    assert "fsdp_version: 2" in message
+def test_what_yaml_can_hold_and_a_configuration_cannot(load, text, words):
+    message = refusal(load, text)
+    assert words in message
+    assert len(message) < 2000
 
 
-def test_fsdp1_keys_name_their_successor(load):
-    text = "fsdp_version: 2\nfsdp_config: {sharding_strategy: SHARD_GRAD_OP}\n"
-    assert "reshard_after_forward" in refusal(load, text)
-
-
-@pytest.mark.parametrize(
-    "inner", ["reshard_after_foward: true", "reshard_after_forward: FULL_SHARD",
-              "auto_wrap_policy: SIZE_BASED_WRAP", "state_dict_type: LOCAL_STATE_DICT"],
-)  # fmt: skip
-def test_fsdp_config_is_checked(load, inner):
-    message = refusal(load, f"fsdp_version: 2\nfsdp_config: {{{inner}}}\n")
-    assert "fsdp_config" in message
-    assert inner.split(":")[0] in message
-
-
-def test_fsdp_version_alone(load):
-    assert "fsdp_config is empty" in refusal(load, "fsdp_version: 2")
-
-
-# --- mesh
-
-
-@pytest.mark.parametrize(
-    ("extra", "num_gpus", "mesh"),
-    [
-        (FSDP2, 8, (8, 1, 1)),
-        (FSDP2 + "dp_shard_size: 4", 8, (4, 2, 1)),
-        (FSDP2 + "dp_replicate_size: 2", 8, (4, 2, 1)),
-        (FSDP2 + "dp_replicate_size: 2\ndp_shard_size: 2\ncontext_parallel_size: 2", 8, (2, 2, 2)),
-        (FSDP2 + "sequence_parallel_degree: 4", 8, (2, 1, 4)),
-        ("deepspeed: zero3.json\ncontext_parallel_size: 2\ndp_shard_size: 2", 4, (2, 1, 2)),
-        ("context_parallel_size: 2", 4, (1, 2, 2)),
-    ],
-)
-def test_mesh(load, extra, num_gpus, mesh):
-    plan = load(extra).plan(num_gpus)
-    assert (plan.dp_shard, plan.dp_replicate, plan.cp) == mesh
-    assert plan.world_size == num_gpus
-
-
-@pytest.mark.parametrize(
-    ("extra", "num_gpus", "words"),
-    [
-        (FSDP2 + "dp_shard_size: 3", 8, "= 6, but there are 8 GPUs"),
-        (FSDP2 + "dp_shard_size: 16", 8, "= 16, but there are 8 GPUs"),
-        (FSDP2 + "dp_shard_size: 4\ndp_replicate_size: 4", 8, "= 16, but there are 8 GPUs"),
-        ("context_parallel_size: 3", 8, "does not divide 8 GPUs. These divide it: 1, 2, 4, 8"),
-        ("context_parallel_size: 16", 8, "does not divide 8 GPUs"),
-        ("dp_shard_size: 4", 4, "needs an engine that shards"),
-        ("deepspeed: zero3.json\ndp_replicate_size: 2", 4, "Use fsdp_version: 2"),
-        ("", 0, "at least 1"),
-    ],
-)
-def test_mesh_that_does_not_fit(load, extra, num_gpus, words):
-    with pytest.raises(AutotuneError) as error:
-        load(extra).plan(num_gpus)
-    assert words in str(error.value)
-
-
-def test_tensor_parallel_and_two_names_of_one_degree(load):
-    assert "not run here yet" in refusal(load, "tensor_parallel_size: 2")
-    text = "context_parallel_size: 2\nsequence_parallel_degree: 4"
-    assert "contradict" in refusal(load, text)
-
-
-# --- what is not used
-
-
-def test_ignored_keys_are_named_once_and_kept(load, caplog):
-    with caplog.at_level(logging.WARNING, logger="autotune"):
-        config = load("rl: dpo\nliger_rope: true\nlora_qkv_kernel: true\nwandb_name: x\nrelora:\n")
-    assert len(caplog.records) == 1
-    assert "liger_rope, lora_qkv_kernel, rl" in caplog.text
-    assert "wandb_name" not in caplog.text
-    assert config.passthrough["rl"] == "dpo"
-    assert config.passthrough["wandb_name"] == "x"
-    assert "base_model" not in config.passthrough
-
-
-def test_a_key_that_is_off_is_not_warned_about(load):
-    assert load("liger_rope: false\nrl:\nplugins: []\n").warnings == ()
-
-
-def test_deprecated_keys_name_their_successor(load):
-    (warning,) = load("sequence_parallel_degree: 1").warnings
-    assert "context_parallel_size" in warning
+@pytest.mark.parametrize("name", ["~nobody/x", "a" * 5000, "x\\0y"])
+def test_a_model_name_that_no_path_can_have(load, name):
+    base = BASE.replace("tiny-qwen3", f'"{name}"')
+    assert len(refusal(load, "", base)) < 15_000
 
 
 def test_dataset_keys_that_would_change_the_training_are_refused(load):
@@ -336,6 +210,7 @@ def test_data_and_model_beside_the_file(tmp_path, monkeypatch, load):
 
 def test_presets_are_listed():
     assert preset_names() == [
-        "zero1.json", "zero2.json", "zero2_cpuoffload.json", "zero3.json",
-        "zero3_bf16_cpuoffload_all.json", "zero3_bf16_cpuoffload_params.json",
+        "zero1.json", "zero1_torch_compile.json", "zero2.json", "zero2_cpuoffload.json",
+        "zero3.json",
+        "zero3_bf16.json", "zero3_bf16_cpuoffload_all.json", "zero3_bf16_cpuoffload_params.json",
     ]  # fmt: skip

@@ -41,9 +41,11 @@ def refusal(load, deepspeed, **extra) -> str:
     ("preset", "strategy"),
     [
         ("zero1.json", "zero1"),
+        ("zero1_torch_compile.json", "zero1"),
         ("zero2.json", "zero2"),
         ("zero2_cpuoffload.json", "zero2_offload_optimizer"),
         ("zero3.json", "zero3"),
+        ("zero3_bf16.json", "zero3"),
         ("zero3_bf16_cpuoffload_params.json", "zero3_offload_params_only"),
         ("zero3_bf16_cpuoffload_all.json", "zero3_offload_params"),
     ],
@@ -55,6 +57,12 @@ def test_presets(load, preset, strategy, tmp_path, monkeypatch):
         assert config.plan(2).strategy == strategy
         assert config.plan(2).bucket_elements == 0
         assert config.warnings == ()
+        assert config.train.torch_compile == ("compile" in preset)
+
+
+def test_a_bf16_preset_is_no_fp32_run(load):
+    assert "The YAML says fp32" in refusal(load, "zero3_bf16", bf16=False)
+    assert load("zero3", bf16=False).plan(2).zero_stage == 3
 
 
 def test_every_preset_is_covered_above():
@@ -69,6 +77,13 @@ def test_a_file_wins_over_a_preset(load, tmp_path, monkeypatch):
     assert load("zero2.json").plan(2).zero_stage == 3
     (tmp_path / "elsewhere" / "zero2.json").write_text(json.dumps(zero(1)))
     assert load("zero2.json").plan(2).zero_stage == 1
+
+
+def test_missing_file_names_the_nearest(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero3_custom.json").write_text("{}")
+    assert f"Nearest: {tmp_path}/zero3_custom.json" in refusal(load, "zero3_costum.json")
+    assert "Nearest: zero3_bf16.json" in refusal(load, "deepspeed_configs/zero3_bf_16.json")
 
 
 def test_missing_file_lists_the_presets(load):
@@ -107,12 +122,33 @@ def test_malformed_json(load, tmp_path):
         (zero() | {"gradient_accumulation_steps": 8}, "gradient_accumulation_steps: 4"),
         (zero() | {"train_batch_size": 7}, 'Write "auto"'),
         (zero() | {"compile": {"deepcompile": True}}, "compile"),
+        (zero() | {"compile": {"backend": "eager"}}, "Allowed: inductor"),
+        (zero() | {"compile": {"bakend": "inductor"}}, "Nearest: backend"),
+        (zero() | {"bf16": {"enable": True}}, "bf16: unknown key `enable` Nearest: enabled"),
+        (zero() | {"aio": {"block": 1}}, "Nearest: block_size"),
+        (zero() | {"torch_compile": "yes"}, "torch_compile"),
         (zero() | {"bf16": {"bf16_optimizer_states": True}}, "fp32"),
         (3, "neither a path nor a mapping"),
     ],
 )
 def test_refusals(load, deepspeed, words):
     assert words in refusal(load, deepspeed)
+
+
+def test_a_key_twice(load, tmp_path):
+    (tmp_path / "mine.json").write_text('{"bf16": {"enabled": true, "enabled": false}}')
+    assert "'enabled' stands there a second time" in refusal(load, "mine.json")
+
+
+def test_compiling_is_asked_for_by_our_key_or_by_the_old_block(load):
+    config = load(zero() | {"torch_compile": True})
+    assert config.train.torch_compile and config.warnings == ()
+    old = load(zero() | {"compile": {"disable": False, "backend": "inductor"}})
+    assert old.train.torch_compile and old.sharding.config == config.sharding.config
+    assert "DeepSpeed from 0.18 on rejects" in old.warnings[0]
+    assert not load(zero() | {"compile": {"disable": True}}).train.torch_compile
+    both = refusal(load, zero() | {"torch_compile": True}, torch_compile=False)
+    assert "The DeepSpeed file asks for it" in both
 
 
 def test_an_algorithm_switched_off_is_no_matter(load):
@@ -144,6 +180,18 @@ def test_one_bucket_size(load, sizes, bucket, warned):
     assert bool(config.warnings) == warned
 
 
-def test_settings_the_tool_fixes_are_named(load):
-    (warning,) = load(zero(2, round_robin_gradients=True)).warnings
-    assert "round_robin_gradients" in warning
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        ({"round_robin_gradients": True}, True),
+        ({"stage3_max_live_parameters": 0}, True),
+        ({"max_reuse_distance": 0}, True),
+        ({"leaf_module": {"classes": ["A"]}}, True),
+        ({"stage3_max_live_parameters": 1e9, "overlap_comm": False}, False),
+        ({"stage3_param_persistence_threshold": "auto", "sub_group_size": None}, False),
+    ],
+)
+def test_settings_the_tool_fixes_are_named(load, stated, named):
+    warnings = load(zero(3, **stated)).warnings
+    assert len(warnings) == named
+    assert all("set by autotune" in w and next(iter(stated)) in w for w in warnings)
