@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from autotune.config.block import AutotuneBlock, read_block
+from autotune.config.datasets import (
+    read_data_settings,
+    read_datasets,
+    read_pretraining_datasets,
+)
 from autotune.config.deepspeed import BatchContract, find_deepspeed, read_deepspeed
 from autotune.config.keys import (
     AUTOTUNE_KEY,
@@ -22,7 +27,6 @@ from autotune.config.reading import read_yaml_mapping
 from autotune.config.sharding import Sharding, read_fsdp
 from autotune.config.training import (
     read_adapter,
-    read_datasets,
     read_optimizer,
     read_precision,
     read_train_settings,
@@ -31,7 +35,7 @@ from autotune.config.values import Section
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
 from autotune.spec.model import ModelSpec, load_model
-from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
 from autotune.spec.workload import Workload
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class RunConfig:
     train: TrainSettings
     datasets: tuple[DatasetSource, ...]
     test_datasets: tuple[DatasetSource, ...]
+    data: DataSettings
     output_dir: str
     seed: int
     autotune: AutotuneBlock
@@ -130,8 +135,9 @@ def load_config(path: Path) -> RunConfig:
     train = read_train_settings(
         top, max_grad_norm=clipping if max_grad_norm is None else max_grad_norm, where=where
     )
-    datasets, warnings = read_datasets(top, "datasets", path.parent, where)
-    test_datasets, test_warnings = read_datasets(top, "test_datasets", path.parent, where)
+    datasets = read_datasets(top, "datasets", path.parent, where)
+    datasets += read_pretraining_datasets(top, path.parent, where)
+    test_datasets = read_datasets(top, "test_datasets", path.parent, where)
     if test_datasets and train.val_set_size:
         raise AutotuneError(f"{where}: test_datasets and val_set_size exclude each other.")
     contract = Workload(
@@ -142,17 +148,13 @@ def load_config(path: Path) -> RunConfig:
         packing=top.boolean("sample_packing", False),
         adapter=read_adapter(top, where),
     )
-    if top.raw("pretraining_dataset"):
-        raise AutotuneError(
-            f"{where}: pretraining_dataset (streaming) is not run here. Use datasets with "
-            "type: completion."
-        )
+    data = read_data_settings(top)
     block = read_block(top.raw(AUTOTUNE_KEY), where)
     output_dir = top.text("output_dir", _DEFAULT_OUTPUT_DIR)
     seed = top.integer("seed", _DEFAULT_SEED)
     passthrough = top.unread()
     notes = (deprecation_warning(values, where), unused_warning(passthrough, where))
-    warnings = [*sharding.warnings, *warnings, *test_warnings, *(note for note in notes if note)]
+    warnings = [*sharding.warnings, *(note for note in notes if note)]
     if warnings:
         _LOG.warning("%s", "\n".join(warnings))
     return RunConfig(
@@ -164,6 +166,7 @@ def load_config(path: Path) -> RunConfig:
         train=train,
         datasets=tuple(datasets),
         test_datasets=tuple(test_datasets),
+        data=data,
         output_dir=output_dir,
         seed=seed,
         autotune=block,
