@@ -106,7 +106,7 @@ def test_no_file_is_read_twice(folder):
     assert texts(folder, data_files=files) == ["two", "held out", "one"]
     assert texts(folder / "data" / "train*") == ["one", "two"]
     assert texts(folder / "**" / "test*.jsonl") == ["held out"]
-    with pytest.raises(AutotuneError, match="No data file matches .*nothing"):
+    with pytest.raises(AutotuneError, match=r"No data file matches .*nothing"):
         texts(folder, data_files=["nothing*"])
     with pytest.raises(AutotuneError, match="No data file matches"):
         texts(folder / "*.csv")
