@@ -21,7 +21,7 @@ IGNORE = -100
 """The label of a token that no loss is taken on."""
 
 _BATCH_ROWS = 512
-_BATCH_CHARACTERS = 2**18
+_BATCH_CHARACTERS = 2**16
 """Text tokenised at once: bounds what a batch takes, whatever the length of its rows."""
 _VOCABULARY_CHARACTERS = 2**28
 """Text a vocabulary is trained on at most."""
