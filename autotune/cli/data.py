@@ -25,6 +25,9 @@ _KEYS_BY_COLUMN: dict[str, dict[str, Any]] = {
     "segments": {"type": "input_output"},
 }
 _READABLE = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+_DATA_SUFFIXES = (
+    ".jsonl", ".json", ".csv", ".parquet", ".txt", ".text", ".md", ".gz", ".bz2", ".xz",
+)  # fmt: skip
 _FIRST_CHARACTERS = 2**20
 """Enough for the first row of any file but an odd one."""
 
@@ -64,7 +67,7 @@ def dataset_from(args: argparse.Namespace) -> DatasetSource | None:
         return None
     path = Path(args.data).expanduser()
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-    looks_local = path.suffix != "" or args.data.startswith((".", "/", "~"))
+    looks_local = path.suffix.lower() in _DATA_SUFFIXES or args.data.startswith((".", "/", "~"))
     if looks_local and not found and not path.exists():
         raise AutotuneError(f"There is no {args.data}. Give --data an existing file or a Hub id.")
     keys = {"type": args.data_type} if args.data_type else _keys_from_columns(path, found)
