@@ -15,6 +15,7 @@ from autotune.errors import AutotuneError
 from autotune.plan import Plan
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
+from autotune.trial.data_counts import DataCounts
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Request
@@ -63,6 +64,7 @@ def make_request(
         out_dir=str(out_dir.resolve()),
         datasets=list(datasets),
         test_datasets=list(config.test_datasets),
+        data=config.data,
         train=settings,
         seed=config.seed,
     )
@@ -146,6 +148,8 @@ def _from_ranks(ended: Ended) -> dict[str, Any]:
         peaks = [result.train[name] for result in ended.results if name in result.train]
         if peaks:
             values[name] = max(peaks)
+    if first.data is not None:
+        values["data"] = first.data.model_dump()
     return values | {"asserted": first.asserted, "versions": first.versions}
 
 
@@ -200,6 +204,8 @@ class TrainLog:
 
 
 def _words(row: dict[str, Any]) -> str:
+    if "data" in row:
+        return f"Data: {DataCounts.model_validate(row['data']).words()}"
     step = f"step {row['step']}"
     if "eval_loss" in row:
         return f"{step}: held-out loss {row['eval_loss']:.4f} over {row['eval_tokens']:.0f} tokens"

@@ -11,6 +11,11 @@ from typing import Any
 
 from autotune.config.block import AutotuneBlock, read_block
 from autotune.config.canonical import canonical_keys
+from autotune.config.datasets import (
+    read_data_settings,
+    read_datasets,
+    read_pretraining_datasets,
+)
 from autotune.config.deepspeed import BatchContract, EngineSettings, read_deepspeed
 from autotune.config.fsdp import read_fsdp
 from autotune.config.keys import (
@@ -27,7 +32,6 @@ from autotune.config.sharding import Sharding
 from autotune.config.training import (
     LORA_KEYS,
     read_adapter,
-    read_datasets,
     read_optimizer,
     read_precision,
     read_torch_compile,
@@ -37,7 +41,7 @@ from autotune.config.values import Section, shorten
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
 from autotune.spec.model import ModelSpec, load_model
-from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
 from autotune.spec.workload import Workload
 
 _LOG = logging.getLogger(__name__)
@@ -62,6 +66,7 @@ class RunConfig:
     train: TrainSettings
     datasets: tuple[DatasetSource, ...]
     test_datasets: tuple[DatasetSource, ...]
+    data: DataSettings
     output_dir: str
     seed: int
     autotune: AutotuneBlock
@@ -145,8 +150,9 @@ def load_config(path: Path) -> RunConfig:
         torch_compile=read_torch_compile(top, engine),
         where=where,
     )
-    datasets, warnings = read_datasets(top, "datasets", path.parent, where)
-    test_datasets, test_warnings = read_datasets(top, "test_datasets", path.parent, where)
+    datasets = read_datasets(top, "datasets", path.parent, where)
+    datasets += read_pretraining_datasets(top, path.parent, where)
+    test_datasets = read_datasets(top, "test_datasets", path.parent, where)
     if test_datasets and train.val_set_size:
         raise AutotuneError(f"{where}: test_datasets and val_set_size exclude each other.")
     contract = Workload(
@@ -157,18 +163,13 @@ def load_config(path: Path) -> RunConfig:
         packing=top.boolean("sample_packing", False),
         adapter=read_adapter(top, where),
     )
-    if top.raw("pretraining_dataset"):
-        raise AutotuneError(
-            f"{where}: pretraining_dataset (streaming) is not run here. Use datasets with "
-            "type: completion."
-        )
+    data = read_data_settings(top)
     block = read_block(top.raw(AUTOTUNE_KEY), where)
     output_dir = top.text("output_dir", _DEFAULT_OUTPUT_DIR)
     seed = top.integer("seed", _DEFAULT_SEED)
     passthrough = top.unread()
     unused = unused_warning(passthrough, where, idle=() if contract.adapter else LORA_KEYS)
-    notes = [*engine.sharding.warnings, *warnings, *test_warnings, deprecation, unused]
-    warnings = [note for note in notes if note]
+    warnings = [note for note in (*engine.sharding.warnings, deprecation, unused) if note]
     if warnings:
         _LOG.warning("%s", "\n".join(warnings))
     return RunConfig(
@@ -180,6 +181,7 @@ def load_config(path: Path) -> RunConfig:
         train=train,
         datasets=tuple(datasets),
         test_datasets=tuple(test_datasets),
+        data=data,
         output_dir=output_dir,
         seed=seed,
         autotune=block,

@@ -1,17 +1,13 @@
-"""Data, optimizer, adapter and schedule keys of a configuration."""
+"""Optimizer, adapter and schedule keys of a configuration."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from autotune.config.deepspeed import EngineSettings
-from autotune.config.keys import check_known, key_catalogue
 from autotune.config.values import Section
 from autotune.errors import AutotuneError
-from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Lora, Precision
 
 OPTIMIZERS: dict[str, Literal["adamw", "sgd"]] = {
@@ -26,8 +22,6 @@ SCHEDULERS = (
     "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial",
     "cosine_with_restarts",
 )  # fmt: skip
-DATASET_TYPES = ("completion", "alpaca", "chat_template")
-_USED_DATASET_KEYS = frozenset({"path", "type", "ds_type", "field", "field_messages", "split"})
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules")
 """Read with `adapter: lora`; without an adapter they do nothing."""
 _ALL_LINEAR = "all-linear"  # PEFT's word for lora_target_linear
@@ -157,49 +151,6 @@ def read_train_settings(
         torch_compile=torch_compile,
         resume_from=top.text("resume_from_checkpoint"),
     )
-
-
-def read_datasets(
-    top: Section, key: str, folder: Path, where: str
-) -> tuple[list[DatasetSource], list[str]]:
-    """Read `datasets` or `test_datasets`, with the warnings for keys that are not used.
-
-    A relative path is taken from the working directory, as Axolotl does, or else from the
-    configuration's folder when the file is there.
-
-    Raises:
-        AutotuneError: no list of mappings, an unknown key, or a type that is not read here.
-    """
-    entries = top.raw(key, [])
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise top.error(key, "Write a list of entries, each with path and type.")
-    sources: list[DatasetSource] = []
-    warnings: list[str] = []
-    for index, entry in enumerate(entries):
-        place = f"{where}: {key}[{index}]"
-        check_known(entry, key_catalogue().dataset_keys, place)
-        unused = sorted(name for name, value in entry.items()
-                        if value is not None and name not in _USED_DATASET_KEYS)  # fmt: skip
-        if unused:
-            # Every one of them changes what is trained on.
-            raise AutotuneError(
-                f"{place}: {', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used "
-                f"here yet. Allowed: {', '.join(sorted(_USED_DATASET_KEYS))}."
-            )
-        sources.append(_dataset(Section(entry, place), entry, folder))
-    return sources, warnings
-
-
-def _dataset(section: Section, entry: Mapping[str, Any], folder: Path) -> DatasetSource:
-    path = section.text("path")
-    if path is None:
-        raise AutotuneError(f"{section.where} has no path. Give the path of a data file.")
-    if not os.path.exists(path) and os.path.exists(folder / path):
-        path = str(folder / path)
-    kind = section.text("type", "completion", choices=DATASET_TYPES)
-    named = {name: section.text(name) for name in ("ds_type", "field", "field_messages")}
-    split = section.text("split", "train")
-    return DatasetSource(path=path, type=kind, split=split, **named, **section.unread())
 
 
 def _is_module_name(name: object) -> bool:

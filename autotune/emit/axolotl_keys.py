@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
 from autotune.spec.workload import Lora, Precision, Workload
 
 
@@ -29,6 +29,14 @@ def data_keys(
 
 def _dataset(source: DatasetSource) -> dict[str, Any]:
     return source.model_dump(exclude_none=True)
+
+
+def data_settings_keys(settings: DataSettings) -> dict[str, Any]:
+    """Return what holds for all data sets, where it is not what Axolotl does by itself."""
+    keys = settings.model_dump(exclude_defaults=True)
+    if "exact_deduplication" in keys:
+        keys["dataset_exact_deduplication"] = keys.pop("exact_deduplication")
+    return keys
 
 
 def workload_keys(workload: Workload) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from typing import Any
 from autotune.config.layout import Layout
 from autotune.config.run import RunConfig
 from autotune.config.sharding import Sharding
-from autotune.emit.axolotl_keys import comment, data_keys, schedule_keys, workload_keys, yaml_text
+from autotune.emit.axolotl_keys import (
+    comment,
+    data_keys,
+    data_settings_keys,
+    schedule_keys,
+    workload_keys,
+    yaml_text,
+)
 from autotune.plan import Engine, Recompute
 from autotune.spec.model import load_model
 
@@ -22,6 +29,7 @@ def emit_run_config(config: RunConfig) -> str:
     if config.model.tokenizer != load_model(config.base_model).tokenizer:
         keys["tokenizer_config"] = config.model.tokenizer
     keys |= data_keys(config.datasets, config.test_datasets, config.train)
+    keys |= data_settings_keys(config.data)
     keys |= workload_keys(config.contract)
     keys |= _layout_keys(config.layout)
     keys |= _engine_keys(config.sharding)

@@ -17,6 +17,7 @@ from autotune.search.study import (
     CONTRACT_FILE,
     SUMMARY_FILE,
     Contract,
+    data_counts,
     fingerprint,
     write_json,
     write_text,
@@ -45,6 +46,7 @@ class Outputs:
         """Bring every output up to date; return the study as it now stands on disk."""
         study = load_study(self._folder)
         winner = next(iter(standings(study.records)), None)
+        data = data_counts(self._folder)
         if winner is not None:
             write_text(self._folder / BEST_FILE, self._best_yml(winner))
         write_json(
@@ -53,6 +55,7 @@ class Outputs:
                 "study": study.name,
                 "best": _best(winner) if winner else None,
                 "stopped_because": stopped.because if final else "",
+                "data": None if data is None else data.model_dump(),
                 "rejected": self._rejected,
                 "launches": stopped.launches,
                 "elapsed_s": stopped.elapsed_s,

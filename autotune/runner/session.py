@@ -81,6 +81,7 @@ def open_session(request: Request, answer: Answer) -> Session:
     start_process_group(request, plan)
     CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
     data = build_sequences(request, cache_dir() / "tokenized")
+    answer.result.data = data.counts
     gauge = make_gauge(request.device)
     gauge.set_baseline()
     answer.result.baseline_bytes = gauge.baseline_bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -40,7 +39,7 @@ def run_training(request: Request, answer: Answer) -> None:
     data = session.data
     data_order: dict[str, int | str] = {
         "global_batch_size": session.plan.global_batch_size,
-        "data": hashlib.sha256(data.train.input_ids.tobytes()).hexdigest()[:16],
+        "data": data.train.digest(),
         "seed": request.seed,
     }
     start_step = _resumed_step(settings.resume_from, data_order)
@@ -154,6 +153,18 @@ class RunLog(TrainerCallback):
         self._tokens = 0
         self._seconds = 0.0
 
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Tell first what the run reads."""
+        counts = self._answer.result.data
+        if counts is not None:
+            self._append({"step": state.global_step, "data": counts.model_dump()})
+
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock of a step."""
         self._step_start = time.perf_counter()
@@ -201,11 +212,15 @@ class RunLog(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Append one line: the log's values, the step, tokens/s since the last training line."""
-        if self._answer.rank != 0 or logs is None:
+        if logs is None:
             return
         line: dict[str, Any] = {"step": state.global_step, **logs}
         if "loss" in logs and self._seconds > 0:
             line["tokens_per_s"] = self._tokens / self._seconds
             self._tokens, self._seconds = 0, 0.0
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(line)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._answer.rank == 0:
+            with self._file.open("a") as file:
+                file.write(json.dumps(line) + "\n")

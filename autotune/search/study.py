@@ -22,6 +22,8 @@ from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
+from autotune.trial.data_counts import DataCounts
+from autotune.trial.protocol import RankResult, rank_result_file, read_message
 
 CONTRACT_FILE = "study.json"
 SUMMARY_FILE = "summary.json"
@@ -74,7 +76,8 @@ class Contract:
             "recompute": list(self.recompute),
             "memory_limit_bytes": self.memory_limit_bytes,
             "datasets": [
-                source.model_dump(mode="json") | {"content": _content(source.path)}
+                source.model_dump(mode="json", exclude_none=True)
+                | {"content": _content(source.path)}
                 for source in self.datasets
             ],
             "seed": self.seed,
@@ -89,6 +92,15 @@ def _content(path: str) -> str | None:
         return None
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_counts(folder: Path) -> DataCounts | None:
+    """Return what the trials of a study read, as the first of them that got so far counted it."""
+    for path in sorted((folder / "launches").glob(f"*/{rank_result_file(0)}")):
+        counts = read_message(RankResult, path).data
+        if counts is not None:
+            return counts
+    return None
 
 
 def fingerprint(hardware: HardwareSpec) -> str:

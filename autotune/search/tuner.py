@@ -97,6 +97,7 @@ class Tuner:
         self._progress = progress
         self.store = RecordStore(folder)
         self._asker = Asker(folder, families, seed=job.seed)
+        self._data_said = False
 
     def run(
         self,
@@ -194,6 +195,9 @@ class Tuner:
             ended = replace(ended, outcome=Outcome.INTERRUPTED, message="the time budget was spent")
         records = self._record(family, request, ended, number, folder)
         self._asker.tell(family, records)
+        if not self._data_said and ended.results and ended.results[0].data is not None:
+            self._data_said = True
+            notes.append(f"data: {ended.results[0].data.words()}")
         for text in (*notes, *ended.notes):
             self._progress.note(text)
         for record in records:

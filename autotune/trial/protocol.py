@@ -13,8 +13,9 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from autotune.plan import Plan
-from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
 from autotune.spec.workload import Workload
+from autotune.trial.data_counts import DataCounts
 
 SCHEMA_VERSION: Final = 1
 REQUEST_FILE = "request.json"
@@ -99,6 +100,7 @@ class Request(_Message):
     datasets: list[DatasetSource] = Field(default_factory=list)
     """Empty in a trial means synthetic documents."""
     test_datasets: list[DatasetSource] = Field(default_factory=list)
+    data: DataSettings = Field(default_factory=DataSettings)
     train: TrainSettings | None = None
     seed: int = 42
 
@@ -164,6 +166,8 @@ class RankResult(_Message):
     versions: dict[str, str] = Field(default_factory=dict)
     baseline_bytes: int = 0
     """Memory taken before the model: CPU VmData after the imports, CUDA context."""
+    data: DataCounts | None = None
+    """What was read; None with synthetic documents."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Train mode: final metrics."""
 

@@ -131,7 +131,7 @@ def test_train_settings_come_back(tmp_path, strategy, train):
 
 
 def test_data_block_and_output_come_back(tmp_path):
-    data = DatasetSource(path="/data/a: b.jsonl", type="alpaca", field="text")
+    data = DatasetSource(path="/data/a: b.jsonl", type="completion", field="text")
     plan = plan_of(STRATEGIES[0], 2)
     block = AutotuneBlock(
         version="0.1.0",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ranks import small_config
+
+TEXTS = ["Tell me a story about the sea.", "The sea is wide, and the story is long.\n"] * 20
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +40,6 @@ def initial_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[p.data.mul_(3) for p in model.parameters() if p.ndim > 1]\n"
         "model.save_pretrained(sys.argv[2])\n"
     )
-    import json
-
     subprocess.run(
         [sys.executable, "-c", script, json.dumps(small_config()), str(folder)],
         check=True,
@@ -46,3 +47,35 @@ def initial_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=120,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small byte-level BPE, trained once."""
+    from autotune.runner.data.tokenizer import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "bpe"
+    load_tokenizer(None, texts=lambda: TEXTS, vocab_size=400, save_dir=folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(trained_tokenizer: Path):
+    """The small tokenizer, the test's own to change."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(trained_tokenizer)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Write a file from text, or from rows as JSON lines; return its path."""
+
+    def write_file(name: str, content: str | list) -> str:
+        path = tmp_path / name
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    return write_file

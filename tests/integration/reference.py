@@ -62,9 +62,10 @@ def _document_losses(model: Any, sequences: Any, row: int) -> Iterator[tuple[Any
     """Yield the summed token loss and the number of labels of each document of a sequence."""
     import torch
 
-    ids = torch.from_numpy(sequences.input_ids[row]).long()
-    labels = torch.from_numpy(sequences.shift_labels[row]).long()
-    documents = torch.from_numpy(sequences.document_ids[row])
+    laid_out = sequences.rows([row])
+    ids = torch.from_numpy(laid_out.input_ids[0]).long()
+    labels = torch.from_numpy(laid_out.shift_labels[0]).long()
+    documents = torch.from_numpy(laid_out.document_ids[0])
     for document in documents.unique():
         mine = documents == document
         logits = model(input_ids=ids[mine][None], use_cache=False).logits[0]

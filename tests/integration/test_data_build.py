@@ -1,8 +1,8 @@
 """From a request to sequences: what is cached, who goes first, what is held out."""
 
+import errno
 import json
-import os
-from contextlib import contextmanager
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from autotune.errors import AutotuneError
-from autotune.runner.data import build, build_sequences
+from autotune.runner.data import build_sequences
+from autotune.runner.data import cache as cache_module
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
 from autotune.trial.protocol import ModelSource, Request
@@ -42,7 +43,12 @@ def corpus(tmp_path):
     return write(tmp_path / "a.jsonl", [f"the sea and {i} ships " * (1 + i % 7) for i in range(90)])
 
 
+def every_row(sequences):
+    return sequences.rows(range(len(sequences)))
+
+
 def same(one, other):
+    one, other = every_row(one), every_row(other)
     return (one.input_ids == other.input_ids).all() and (
         one.shift_labels == other.shift_labels
     ).all()
@@ -52,13 +58,13 @@ def test_a_trial_without_data_gets_synthetic_documents(tmp_path):
     data = build_sequences(make_request(mode="trial"), tmp_path / "cache")
     assert data.tokenizer is None and data.validation is None
     assert len(data.train) >= 4 and data.train.seq_len == 64
-    assert 250 < data.train.input_ids.max() < 300
+    assert 250 < every_row(data.train).input_ids.max() < 300
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_nested_config_states_the_vocabulary_too(tmp_path):
     request = make_request(mode="trial", config={"text_config": {"vocab_size": 50}})
-    assert build_sequences(request, tmp_path).train.input_ids.max() < 50
+    assert every_row(build_sequences(request, tmp_path).train).input_ids.max() < 50
 
 
 def test_training_needs_data_and_a_vocabulary(tmp_path):
@@ -72,7 +78,7 @@ def test_documents_become_packed_sequences(tmp_path, corpus):
     data = build_sequences(make_request([corpus]), tmp_path / "cache")
     assert data.validation is None
     assert data.train.efficiency > 0.9
-    row = data.train.input_ids[0, data.train.document_ids[0] == 0]
+    row = every_row(data.train).input_ids[0, every_row(data.train).document_ids[0] == 0]
     text = data.tokenizer.decode(row)
     assert text.startswith("the sea and") and text.endswith("<|endoftext|>")
 
@@ -83,15 +89,15 @@ def test_held_out_sequences_are_no_training_sequences(tmp_path, corpus):
     data = build_sequences(request, tmp_path)
     assert len(data.validation) == round(0.25 * len(whole))
     assert len(data.train) + len(data.validation) == len(whole)
-    rows = {row.tobytes() for row in data.train.input_ids}
-    assert rows.isdisjoint(row.tobytes() for row in data.validation.input_ids)
+    rows = {row.tobytes() for row in every_row(data.train).input_ids}
+    assert rows.isdisjoint(row.tobytes() for row in every_row(data.validation).input_ids)
 
 
 def test_test_datasets_are_the_validation(tmp_path, corpus):
     other = write(tmp_path / "test.jsonl", ["ships and the sea"])
     data = build_sequences(make_request([corpus], test_datasets=[other]), tmp_path / "cache")
     assert len(data.validation) == 1
-    kept = data.validation.input_ids[0, : data.validation.lengths[0]]
+    kept = every_row(data.validation).input_ids[0, : every_row(data.validation).lengths[0]]
     assert data.tokenizer.decode(kept) == "ships and the sea<|endoftext|>"
 
 
@@ -103,58 +109,60 @@ def test_the_cache_is_used_and_follows_the_content(tmp_path, corpus, monkeypatch
         raise AssertionError("the cache was not used")
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "load_documents", must_not_run)
+        patch.setattr(cache_module, "DocumentReader", must_not_run)
         assert same(build_sequences(make_request([corpus]), cache).train, first)
         with pytest.raises(AssertionError, match="not used"):
             build_sequences(make_request([corpus], seq_len=32), cache)
     changed = write(tmp_path / "a.jsonl", ["another text altogether " * 3] * 20)
     assert changed == corpus
     after = build_sequences(make_request([changed]), cache)
-    assert after.tokenizer.decode(after.train.input_ids[0]).startswith("another text")
+    assert after.tokenizer.decode(every_row(after.train).input_ids[0]).startswith("another text")
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path, corpus):
     cache = tmp_path / "cache"
     first = build_sequences(make_request([corpus]), cache).train
-    (file,) = cache.glob("sequences-*.npz")
-    for damage in (b"", file.read_bytes()[:200]):
-        file.write_bytes(damage)
-        assert same(build_sequences(make_request([corpus]), cache).train, first)
-    assert len(list(cache.glob("*"))) == 2, "the tokenizer and the sequences, no leftovers"
+    (folder,) = cache.glob("sequences-*")
+    for name in ("tokens.i32", "trained.u8", "sizes.npy", "order.npy", "starts.npy", "counts.json"):
+        for damage in (b"", (folder / name).read_bytes()[:-1], None):
+            (folder / name).unlink()
+            if damage is not None:
+                (folder / name).write_bytes(damage)
+            assert same(build_sequences(make_request([corpus]), cache).train, first), name
+    assert len(list(cache.glob("[!.]*"))) == 2, "the tokenizer and the sequences, no leftovers"
 
 
-def test_rank0_s_context_surrounds_the_work_on_files(tmp_path, corpus, monkeypatch):
-    inside = []
-    real = build.load_documents
+def test_a_run_goes_on_when_the_cache_is_emptied(tmp_path, corpus):
+    cache = tmp_path / "cache"
+    kept = build_sequences(make_request([corpus]), cache).train
+    before = every_row(kept).input_ids
+    shutil.rmtree(cache)
+    assert (every_row(kept).input_ids == before).all()
 
-    @contextmanager
-    def first():
-        inside.append("enter")
-        yield
-        inside.append("exit")
 
-    def watched(*args, **kwargs):
-        inside.append("read")
-        return real(*args, **kwargs)
+def test_no_room_for_the_cache_is_said(tmp_path, corpus, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(build, "load_documents", watched)
-    build_sequences(make_request([corpus]), tmp_path / "cache", first)
-    assert inside == ["enter", "read", "exit"]
+    monkeypatch.setattr(cache_module.np, "save", full)
+    with pytest.raises(AutotuneError, match=r"No space left.*AUTOTUNE_CACHE_DIR"):
+        build_sequences(make_request([corpus]), tmp_path / "cache")
+    monkeypatch.undo()
+    assert build_sequences(make_request([corpus]), tmp_path / "cache").train
 
 
 def _rank(rank, folder, good, bad):
-    os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    real = build.load_documents
+    real = cache_module.DocumentReader.read
 
     def noted(*args, **kwargs):
         with open(f"{folder}/readers", "a") as file:
             file.write(f"{rank}\n")
         return real(*args, **kwargs)
 
-    build.load_documents = noted
+    cache_module.DocumentReader.read = noted
     data = build_sequences(make_request([DatasetSource(path=good)]), folder / "cache")
-    np.save(folder / f"rank{rank}.npy", data.train.input_ids)
+    np.save(folder / f"rank{rank}.npy", every_row(data.train).input_ids)
     try:
         build_sequences(make_request([DatasetSource(path=bad)]), folder / "cache")
     except AutotuneError as error:
@@ -167,7 +175,8 @@ def test_two_ranks_read_the_files_once_agree_and_fail_together(tmp_path, corpus)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"text": \n')
     mp.spawn(_rank, (tmp_path, corpus.path, str(bad)), nprocs=2)
-    assert (tmp_path / "readers").read_text() == "0\n"
+    readers = (tmp_path / "readers").read_text().split()
+    assert len(readers) == 1, "the bad file fails when the vocabulary is made"
     one, other = (np.load(tmp_path / f"rank{rank}.npy") for rank in range(2))
     assert (one == other).all()
     for rank in range(2):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder, steps_for_epochs
-from autotune.runner.data.packing import Sequences
+from autotune.runner.data.packing import Rows
 
 pytestmark = pytest.mark.integration
 
@@ -18,10 +18,23 @@ SPLITS = [
 ]
 
 
+class Table(Rows):
+    """Sequences that are laid out already."""
+
+    seq_len = SEQ_LEN
+
+    def __len__(self):
+        return len(self.input_ids)
+
+    def rows(self, indices):
+        names = ("input_ids", "position_ids", "shift_labels", "document_ids", "lengths")
+        return Rows(**{name: getattr(self, name)[indices] for name in names})
+
+
 def sequences(num):
     """Token ids name their sequence and place: ``100 * sequence + place``."""
     tokens = (np.arange(num)[:, None] * 100 + np.arange(SEQ_LEN)[None]).astype(np.int32)
-    return Sequences(
+    return Table(
         input_ids=tokens,
         position_ids=np.tile(np.arange(SEQ_LEN, dtype=np.int32), (num, 1)),
         shift_labels=tokens + 1,

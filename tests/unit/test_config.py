@@ -126,7 +126,8 @@ def test_required_keys(load, missing):
         "datasets: [{path: a, type: sharegpt}]", "datasets: [{path: a, feild: b}]",
         "test_datasets: [{path: a}]\nval_set_size: 0.1", "warmup_steps: 1\nwarmup_ratio: 0.1",
         "autotune: 3", "autotune: {num_gpus: none}", "autotune: {ladder: [{micro_batch_size: 0}]}",
-        "pretraining_dataset: [{path: a}]",
+        "pretraining_dataset: [{path: a, feild: b}]", "pretraining_dataset: 3",
+        "train_on_inputs: 1", "excess_length_strategy: cut",
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_with_their_key(load, extra):
@@ -190,8 +191,13 @@ def test_a_model_name_that_no_path_can_have(load, name):
 
 
 def test_dataset_keys_that_would_change_the_training_are_refused(load):
-    with pytest.raises(AutotuneError, match="roles_to_train is not used here yet"):
+    with pytest.raises(AutotuneError, match="roles_to_train is not used here with type alpaca"):
         load("datasets: [{path: a.jsonl, type: alpaca, roles_to_train: [a]}]")
+    with pytest.raises(AutotuneError, match="message_field_training_detail, split_thinking are"):
+        load(
+            "datasets: [{path: a, type: chat_template, split_thinking: true, "
+            "message_field_training_detail: d}]"
+        )
 
 
 # --- paths

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import os
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch.distributed as dist
-import transformers
 from transformers import PreTrainedTokenizerBase
 
 from autotune.errors import AutotuneError
-from autotune.runner.data.documents import load_documents, raw_text_of
-from autotune.runner.data.packing import Sequences, pack, split_validation
-from autotune.runner.data.rows import local_files
+from autotune.runner.data.cache import SequenceCache, digest_of, fingerprint, locked
+from autotune.runner.data.documents import Limit, raw_text_of
+from autotune.runner.data.files import local_files, saved_dataset
+from autotune.runner.data.packing import Sequences, split_validation
 from autotune.runner.data.synthetic import synthetic_sequences
 from autotune.runner.data.tokenizer import load_tokenizer
-from autotune.spec.training import DatasetSource
+from autotune.trial.data_counts import DataCounts, SourceCounts
 from autotune.trial.protocol import Request
 
-_CACHE_FORMAT = 1
-"""Raise it when the same data would give other sequences."""
+_TRIAL_TOKENS = 2**22
+"""Tokens of the user's data a trial reads at most, if two steps need no more: a search measures
+speed, and must not wait until all of a large data set is tokenised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,40 +34,19 @@ class TrainingData:
     validation: Sequences | None
     tokenizer: PreTrainedTokenizerBase | None
     """None with synthetic documents."""
+    counts: DataCounts | None
+    """None with synthetic documents."""
 
 
-@contextmanager
-def local_rank0_first() -> Iterator[None]:
-    """Let rank 0 of each host run the body before the others; without ranks, just run it.
-
-    The others go on when it raised, too: they meet the same error and no rank waits for ever.
-    """
-    if not dist.is_initialized():
-        yield
-        return
-    first = int(os.environ.get("LOCAL_RANK", dist.get_rank())) == 0
-    if not first:
-        dist.barrier()
-    try:
-        yield
-    finally:
-        if first:
-            dist.barrier()
-
-
-def build_sequences(
-    request: Request,
-    cache_dir: Path,
-    rank0_first: Callable[[], AbstractContextManager[None]] = local_rank0_first,
-) -> TrainingData:
+def build_sequences(request: Request, cache_dir: Path) -> TrainingData:
     """Make the sequences of a request; every rank gets the same.
+
+    The first rank of a host to come makes them, the others wait for it and find them on disk.
 
     Args:
         request: without `datasets` a trial gets synthetic documents.
         cache_dir: keeps trained tokenizers and packed sequences, named by the content of the local
-            files (a Hub data set by its name and split).
-        rank0_first: a context in which rank 0 of a host runs ahead of the others: it writes the
-            cache, they read it.
+            files (a Hub data set by its name, revision and split).
 
     Raises:
         AutotuneError: bad data, or train mode without any.
@@ -80,23 +56,97 @@ def build_sequences(
         if request.mode == "train":
             raise AutotuneError("There is nothing to train on. Give the data with --data.")
         sequences = synthetic_sequences(request.workload, vocab_size, request.seed)
-        return TrainingData(train=sequences, validation=None, tokenizer=None)
-    with rank0_first():
-        fingerprint = _fingerprint(request.datasets)
-        tokenizer = load_tokenizer(
-            request.model.tokenizer,
-            texts=lambda: raw_text_of(request.datasets),
-            vocab_size=vocab_size,
-            save_dir=cache_dir / f"tokenizer-{_digest([str(vocab_size), fingerprint])}",
-        )
-        cache = _SequenceCache(request=request, tokenizer=tokenizer, folder=cache_dir)
-        train = cache.get(request.datasets, fingerprint)
+        return TrainingData(train=sequences, validation=None, tokenizer=None, counts=None)
+    limit = _limit(request)
+    prints = fingerprint(request.datasets)
+    tokenizer = _tokenizer(request, vocab_size, prints, cache_dir)
+    cache = SequenceCache(request=request, tokenizer=tokenizer, folder=cache_dir)
+    with _every_core(request.mode == "train"):
+        everything, counts = cache.get(request.datasets, prints, limit)
+        test: list[SourceCounts] = []
         if request.test_datasets:
-            validation = cache.get(request.test_datasets, _fingerprint(request.test_datasets))
-            return TrainingData(train=train, validation=validation, tokenizer=tokenizer)
-    share = request.train.val_set_size if request.train else 0.0
-    train, held_out = split_validation(train, share, request.seed)
-    return TrainingData(train=train, validation=held_out, tokenizer=tokenizer)
+            sources = request.test_datasets
+            held_out, test = cache.get(sources, fingerprint(sources), Limit())
+            train: Sequences = everything
+            validation: Sequences | None = held_out
+        else:
+            share = request.train.val_set_size if request.train else 0.0
+            train, validation = split_validation(everything, share, request.seed)
+    return TrainingData(
+        train=train,
+        validation=validation,
+        tokenizer=tokenizer,
+        counts=DataCounts(
+            train=counts,
+            test=test,
+            sequences=len(train),
+            held_out_sequences=0 if validation is None else len(validation),
+            seq_len=train.seq_len,
+            padding_share=1 - train.efficiency,
+        ),
+    )
+
+
+def _tokenizer(
+    request: Request, vocab_size: int, prints: str, cache_dir: Path
+) -> PreTrainedTokenizerBase:
+    save_dir = cache_dir / f"tokenizer-{digest_of([str(vocab_size), prints])}"
+    streaming = request.data.streaming
+    with locked(save_dir):
+        return load_tokenizer(
+            request.model.tokenizer,
+            texts=lambda: raw_text_of(request.datasets, streaming=streaming),
+            vocab_size=vocab_size,
+            save_dir=save_dir,
+        )
+
+
+def _limit(request: Request) -> Limit:
+    """Return how much of each data set is enough.
+
+    Raises:
+        AutotuneError: a streamed Hub data set and no number of steps.
+    """
+    workload = request.workload
+    if request.mode == "trial":
+        trial = math.ceil(_TRIAL_TOKENS / workload.seq_len)
+        needed = max(trial, 2 * workload.global_batch_size)
+    elif request.data.streaming:
+        remote = [s.path for s in request.datasets if not saved_dataset(s) and not local_files(s)]
+        steps = request.train.max_steps if request.train else None
+        if steps is None:
+            if remote:
+                raise AutotuneError(
+                    f"{remote[0]} is streamed, so its length is not known. Set max_steps, or "
+                    "streaming: false to download it first."
+                )
+            return Limit()
+        held_out = request.train.val_set_size if request.train else 0.0
+        needed = steps * workload.global_batch_size
+        # One more than the share, because it is rounded.
+        needed += int(held_out) if held_out >= 1 else math.ceil(needed * held_out / (1 - held_out))
+        needed += 1
+    else:
+        return Limit()
+    each = math.ceil(needed / len(request.datasets))
+    if workload.packing:
+        return Limit(tokens=each * workload.seq_len)
+    return Limit(documents=each)
+
+
+@contextmanager
+def _every_core(wanted: bool) -> Iterator[None]:
+    """Let `tokenizers` use every core while the others wait; a trial's memory baseline may not."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    if wanted:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _vocab_size(request: Request) -> int:
@@ -106,76 +156,3 @@ def _vocab_size(request: Request) -> int:
     if not size:
         raise AutotuneError(f"The config of {request.model.name} states no vocab_size.")
     return int(size)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _SequenceCache:
-    """Packed sequences on disk, named by everything they follow from."""
-
-    request: Request
-    tokenizer: PreTrainedTokenizerBase
-    folder: Path
-
-    def get(self, sources: list[DatasetSource], fingerprint: str) -> Sequences:
-        """Read them, or make and write them."""
-        path = self._path(fingerprint)
-        cached = _read(path)
-        if cached is not None:
-            return cached
-        workload, tokenizer = self.request.workload, self.tokenizer
-        documents = load_documents(sources, tokenizer, max_tokens=workload.seq_len)
-        sequences = pack(
-            documents,
-            workload.seq_len,
-            packing=workload.packing,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        _write(sequences, path)
-        return sequences
-
-    def _path(self, fingerprint: str) -> Path:
-        workload, tokenizer = self.request.workload, self.tokenizer
-        versions = (_CACHE_FORMAT, transformers.__version__)
-        special = (tokenizer.chat_template, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        name = _digest(
-            [
-                repr((versions, workload.seq_len, workload.packing, special)),
-                tokenizer.backend_tokenizer.to_str(),
-                fingerprint,
-            ]
-        )
-        return self.folder / f"sequences-{name}.npz"
-
-
-def _fingerprint(sources: Iterable[DatasetSource]) -> str:
-    prints = []
-    for source in sources:
-        prints.append(json.dumps(source.model_dump(), sort_keys=True))
-        for file in local_files(source) or ():
-            with file.open("rb") as stream:
-                prints.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return _digest(prints)
-
-
-def _digest(parts: Iterable[str]) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part.encode()).digest())
-    return whole.hexdigest()[:16]
-
-
-def _read(path: Path) -> Sequences | None:
-    try:
-        # Opened here: `np.load` leaves a damaged file open.
-        with path.open("rb") as file, np.load(file) as arrays:
-            return Sequences(**{field.name: arrays[field.name] for field in fields(Sequences)})
-    except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, EOFError):
-        return None  # Absent or damaged: made anew.
-
-
-def _write(sequences: Sequences, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **{f.name: getattr(sequences, f.name) for f in fields(sequences)})
-    os.replace(temporary, path)

@@ -193,13 +193,14 @@ def _check_ranks(dp_rank: int, dp_size: int, cp_rank: int, cp_size: int, seq_len
 def _batch(sequences: Sequences, rows: npt.NDArray[np.int64], cp_rank: int, cp_size: int) -> Batch:
     width = sequences.seq_len // cp_size
     part = slice(cp_rank * width, (cp_rank + 1) * width)
+    laid_out = sequences.rows(rows)
 
     def mine(array: npt.NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(array[rows, part].astype(np.int64))
+        return torch.from_numpy(array[:, part].astype(np.int64))
 
     return {
-        "input_ids": mine(sequences.input_ids),
-        "position_ids": mine(sequences.position_ids),
-        "shift_labels": mine(sequences.shift_labels),
-        "full_document_ids": torch.from_numpy(sequences.document_ids[rows]),
+        "input_ids": mine(laid_out.input_ids),
+        "position_ids": mine(laid_out.position_ids),
+        "shift_labels": mine(laid_out.shift_labels),
+        "full_document_ids": torch.from_numpy(laid_out.document_ids),
     }

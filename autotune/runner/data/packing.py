@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from autotune.errors import AutotuneError
 from autotune.runner.data.documents import IGNORE, Document
+from autotune.runner.data.store import Documents, Int64
 
 Int32 = npt.NDArray[np.int32]
 
@@ -18,8 +21,8 @@ _WINDOW = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Sequences:
-    """Sequences ready to train on; every array is ``[num_sequences, seq_len]``."""
+class Rows:
+    """Some sequences, laid out; every array but `lengths` is ``[num_sequences, seq_len]``."""
 
     input_ids: Int32
     position_ids: Int32
@@ -31,37 +34,54 @@ class Sequences:
     lengths: Int32
     """``[num_sequences]``: tokens before the padding."""
 
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sequences:
+    """Sequences to train on: which documents stand in each. They are laid out when read.
+
+    Memory: 8 bytes a document and 8 a sequence, beside what `Documents` takes.
+    """
+
+    documents: Documents
+    order: Int64
+    """Numbers of the documents, sequence by sequence."""
+    starts: Int64
+    """``[num_sequences + 1]``: where each sequence starts in `order`, and its end."""
+    seq_len: int
+    """Tokens a sequence, padding included."""
+    pad_token_id: int
+
     def __len__(self) -> int:
-        return self.input_ids.shape[0]
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens a sequence, padding included."""
-        return self.input_ids.shape[1]
-
-    @property
-    def num_valid_tokens(self) -> int:
-        """Tokens with a label."""
-        return int((self.shift_labels != IGNORE).sum())
+        return len(self.starts) - 1
 
     @property
     def efficiency(self) -> float:
         """Share of the tokens that are not padding."""
-        return float(self.lengths.sum()) / self.input_ids.size
+        return float(self.documents.sizes[self.order].sum()) / (len(self) * self.seq_len)
 
-    @property
-    def valid_fraction(self) -> float:
-        """Share of the tokens that have a label."""
-        return self.num_valid_tokens / self.input_ids.size
+    def digest(self) -> str:
+        """Return a text that is equal for equal sequences."""
+        whole = hashlib.sha256(f"{self.documents.digest} {self.seq_len}".encode())
+        whole.update(self.order.tobytes())
+        whole.update(self.starts.tobytes())
+        return whole.hexdigest()[:16]
 
     def take(self, indices: npt.NDArray[np.int64]) -> Sequences:
         """Return the sequences of these numbers, in this order."""
-        return Sequences(**{f.name: getattr(self, f.name)[indices] for f in fields(self)})
+        sizes = np.diff(self.starts)[indices]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        moved = np.repeat(self.starts[:-1][indices] - starts[:-1], sizes)
+        return replace(self, order=self.order[np.arange(starts[-1]) + moved], starts=starts)
+
+    def rows(self, indices: Sequence[int] | Int64) -> Rows:
+        """Lay out the sequences of these numbers."""
+        groups = [
+            self.documents.read(self.order[self.starts[i] : self.starts[i + 1]]) for i in indices
+        ]
+        return _lay_out(groups, self.seq_len, self.pad_token_id)
 
 
-def pack(
-    documents: Sequence[Document], seq_len: int, *, packing: bool, pad_token_id: int
-) -> Sequences:
+def pack(documents: Documents, seq_len: int, *, packing: bool, pad_token_id: int) -> Sequences:
     """Lay documents into sequences; no document is split, none sees another's tokens.
 
     Args:
@@ -74,26 +94,39 @@ def pack(
     Raises:
         ValueError: no document, or one longer than `seq_len`.
     """
-    sizes = [len(document.input_ids) for document in documents]
-    if not sizes or max(sizes) > seq_len:
+    sizes = documents.sizes
+    if not len(sizes) or sizes.max() > seq_len:
         raise ValueError(f"need documents of 1 to {seq_len} tokens, got {len(sizes)} documents")
-    groups = list(_best_fit(sizes, seq_len)) if packing else [[i] for i in range(len(sizes))]
-    return _lay_out([[documents[i] for i in group] for group in groups], seq_len, pad_token_id)
+    if packing:
+        order, starts = array("q"), array("q", [0])
+        for group in _best_fit(sizes, seq_len):
+            order.extend(group)
+            starts.append(len(order))
+    else:
+        order = array("q", range(len(sizes)))
+        starts = array("q", range(len(sizes) + 1))
+    return Sequences(
+        documents=documents,
+        order=np.asarray(order, dtype=np.int64),
+        starts=np.asarray(starts, dtype=np.int64),
+        seq_len=seq_len,
+        pad_token_id=pad_token_id,
+    )
 
 
-def _best_fit(sizes: Sequence[int], capacity: int) -> Iterator[list[int]]:
+def _best_fit(sizes: Int64, capacity: int) -> Iterator[list[int]]:
     """Yield the members of each bin: best-fit decreasing, a window of documents at a time.
 
     Bit `s` of `open_spaces` says that some bin has exactly `s` tokens left, so the tightest bin
     that fits is found by one shift, whatever the number of bins.
     """
     for first in range(0, len(sizes), _WINDOW):
-        window = range(first, min(first + _WINDOW, len(sizes)))
+        window = sizes[first : first + _WINDOW].tolist()
         bins: list[list[int]] = []
         by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
         open_spaces = 0
-        for index in sorted(window, key=lambda i: -sizes[i]):
-            size = sizes[index]
+        for index in sorted(range(len(window)), key=lambda i: -window[i]):
+            size = window[index]
             fitting = open_spaces >> size
             if fitting:
                 space = size + (fitting & -fitting).bit_length() - 1
@@ -103,13 +136,13 @@ def _best_fit(sizes: Sequence[int], capacity: int) -> Iterator[list[int]]:
             else:
                 space, number = capacity, len(bins)
                 bins.append([])
-            bins[number].append(index)
+            bins[number].append(first + index)
             by_space[space - size].append(number)
             open_spaces |= 1 << (space - size)
         yield from bins
 
 
-def _lay_out(groups: Sequence[Sequence[Document]], seq_len: int, pad_token_id: int) -> Sequences:
+def _lay_out(groups: Sequence[Sequence[Document]], seq_len: int, pad_token_id: int) -> Rows:
     shape = (len(groups), seq_len)
     input_ids = np.full(shape, pad_token_id, dtype=np.int32)
     position_ids = np.empty(shape, dtype=np.int32)
@@ -129,7 +162,7 @@ def _lay_out(groups: Sequence[Sequence[Document]], seq_len: int, pad_token_id: i
         position_ids[row, start:] = positions[: seq_len - start]
         document_ids[row, start:] = len(group)
         lengths[row] = start
-    return Sequences(
+    return Rows(
         input_ids=input_ids,
         position_ids=position_ids,
         shift_labels=shift_labels,
@@ -152,9 +185,10 @@ def split_validation(
         AutotuneError: a negative size, or nothing would be left to train on.
     """
     total = len(sequences)
-    if val_set_size < 0:
+    if val_set_size < 0 or (val_set_size > 1 and val_set_size != int(val_set_size)):
         raise AutotuneError(
-            f"val_set_size is {val_set_size:g}; give a share or a count, 0 for none."
+            f"val_set_size is {val_set_size:g}; give a share below 1 or a whole number of "
+            "sequences, 0 for none."
         )
     if val_set_size == 0:
         return sequences, None

@@ -1,189 +1,128 @@
-"""Read the rows of a data set: local JSON, CSV, text and Parquet files, or a Hub data set.
-
-Local text formats are read here and not by `datasets`: a message can then name the line, rows of
-one file may differ in their columns, and no second copy lands in a cache.
-"""
+"""Read the rows of a data set: local files, a saved `Dataset`, or one of the Hub."""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
-from autotune.errors import AutotuneError, nearest
+from autotune.errors import AutotuneError
+from autotune.runner.data.files import file_kind, local_files, saved_dataset, split_name
+from autotune.runner.data.readers import Row, read_file
 from autotune.spec.training import DatasetSource
 
-_KIND_BY_SUFFIX = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-}
 
+def read_rows(source: DatasetSource, *, streaming: bool = False) -> Iterator[Row]:
+    """Yield the rows of the split's slice in file order, less those `skip` and `shards` leave out.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One record of a data set."""
-
-    where: str
-    """File and line (or row number), for messages."""
-    values: dict[str, Any]
-
-
-def local_files(source: DatasetSource) -> list[Path] | None:
-    """Return the files of a local data set in name order, or None for the name of a Hub data set.
-
-    A folder stands for the files in it that have a known suffix.
+    Args:
+        source: what to read.
+        streaming: read a Hub data set as it comes instead of downloading it first.
 
     Raises:
-        AutotuneError: the path looks like a file and is missing, or a folder holds no data.
+        AutotuneError: missing or unreadable data, a broken row, an unknown split.
     """
-    path = Path(source.path).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _KIND_BY_SUFFIX)
-        if not files:
-            raise AutotuneError(
-                f"The data folder {source.path} holds no data file. "
-                f"Known suffixes: {', '.join(_KIND_BY_SUFFIX)}."
-            )
-        return files
-    if path.is_absolute() or source.path.startswith((".", "~")) or path.suffix in _KIND_BY_SUFFIX:
-        raise AutotuneError(f"There is no data file {source.path}. Check the path.")
-    return None
+    rows = _all_rows(source, streaming=streaming)
+    rows = islice(rows, source.skip or 0, None)
+    return islice(rows, source.shards_idx or 0, None, source.shards or 1)
 
 
-def read_rows(source: DatasetSource) -> Iterator[Row]:
-    """Yield the rows in file order.
-
-    A text file is one row with the column `text`: its paragraphs belong together, and the
-    completion format cuts it to the sequence length. (`datasets` would make each line a row.)
-
-    Raises:
-        AutotuneError: a missing or unreadable file, a broken line, an unknown kind of file.
-    """
+def _all_rows(source: DatasetSource, *, streaming: bool) -> Iterator[Row]:
+    saved = saved_dataset(source)
+    if saved is not None:
+        return _number(source.path, _load_saved(str(saved), source))
     files = local_files(source)
     if files is None:
-        yield from _read_hub(source)
-        return
-    for path in files:
-        try:
-            yield from _reader(path, source.ds_type)(path)
-        except UnicodeDecodeError as error:
-            raise AutotuneError(f"{path} is not UTF-8 text ({error.reason}).") from error
-        except OSError as error:
-            raise AutotuneError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _reader(path: Path, ds_type: str | None) -> Callable[[Path], Iterator[Row]]:
-    readers = {"json": _read_json, "csv": _read_csv, "text": _read_text, "parquet": _read_parquet}
-    kind = ds_type or _KIND_BY_SUFFIX.get(path.suffix.lower())
-    if kind is None:
+        return _number(source.path, _load_hub(source, streaming=streaming))
+    if source.name or source.revision:
         raise AutotuneError(
-            f"{path} has no known suffix ({', '.join(_KIND_BY_SUFFIX)}). "
-            f"Set ds_type to one of {', '.join(readers)}."
+            f"{source.path} is a local data set; name and revision are for data sets of the Hub. "
+            "Remove them."
         )
-    kind = "json" if kind == "jsonl" else kind
-    if kind not in readers:
+    if split_name(source.split) != "train" and not _is_folder(source):
         raise AutotuneError(
-            f"ds_type {kind!r} is not known; allowed: {', '.join(readers)}.{nearest(kind, readers)}"
+            f"split: {source.split}: the local file {source.path} has the one split `train`."
         )
-    return readers[kind]
+    kinds = [(path, file_kind(path, source)) for path in files]
+
+    def read() -> Iterator[Row]:
+        for path, kind in kinds:
+            yield from read_file(path, kind)
+
+    return read() if "[" not in source.split else _slice(read, source.split)
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    """Read one object a line, or one array of objects; the first character tells which."""
-    with path.open(encoding="utf-8-sig") as file:
-        start = file.read(4096).lstrip()[:1]
-        file.seek(0)
-        if start == "[":
-            yield from _json_array(path, file.read())
-            return
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_line(f"{path}:{number}", line)
+def _is_folder(source: DatasetSource) -> bool:
+    from pathlib import Path
+
+    return not source.data_files and Path(source.path).expanduser().is_dir()
 
 
-def _json_line(where: str, line: str) -> Row:
+def _slice(read: Any, split: str) -> Iterator[Row]:
+    """Yield the rows of a slice; `datasets` reads its notation, for which the rows are counted."""
+    from datasets import ReadInstruction
+
+    name = split_name(split)
+    count = sum(1 for _ in read())
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
+        parts = ReadInstruction.from_spec(split).to_absolute({name: count})
+    except (ValueError, AssertionError, KeyError) as error:
         raise AutotuneError(
-            f"{where} is not JSON: {error.msg} at column {error.colno}. "
-            "Write one object a line, or one array of objects a file."
+            f"split: {split!r} cannot be read ({error}). "
+            "Write a slice such as train[:1000], train[10%:20%] or train[:5%]+train[-5%:]."
         ) from error
-    return _object_row(where, values)
+    for part in parts:
+        yield from islice(read(), part.from_ or 0, count if part.to is None else part.to)
 
 
-def _json_array(path: Path, text: str) -> Iterator[Row]:
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise AutotuneError(
-            f"{path}:{error.lineno} is not JSON: {error.msg} at column {error.colno}."
-        ) from error
-    for number, values in enumerate(items, start=1):
-        yield _object_row(f"{path} item {number}", values)
-
-
-def _object_row(where: str, values: object) -> Row:
-    if not isinstance(values, dict):
-        raise AutotuneError(
-            f"{where} is a JSON {type(values).__name__}, not an object with named columns."
-        )
-    return Row(where=where, values=values)
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # The default of 128 KiB refuses a long document.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for values in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in values or None in values.values():
-                    raise AutotuneError(
-                        f"{where} does not have the {len(reader.fieldnames or ())} fields "
-                        "of the header."
-                    )
-                yield Row(where=where, values=dict(values))
-        except csv.Error as error:
-            raise AutotuneError(f"{path}:{reader.line_num} is not CSV: {error}.") from error
-
-
-def _read_text(path: Path) -> Iterator[Row]:
-    yield Row(where=str(path), values={"text": path.read_text(encoding="utf-8-sig")})
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    try:
-        # Streaming reads the file in place; the other way copies it into a cache first.
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+def _number(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    with _hub_errors(name):
         for number, values in enumerate(rows, start=1):
-            yield Row(where=f"{path} row {number}", values=values)
-    except ValueError as error:  # pyarrow.ArrowInvalid is one.
-        raise AutotuneError(f"{path} is not a Parquet file: {error}") from error
+            yield Row(where=f"{name} row {number}", values=values)
 
 
-def _read_hub(source: DatasetSource) -> Iterator[Row]:
+def _load_saved(path: str, source: DatasetSource) -> Iterable[dict[str, Any]]:
+    from datasets import DatasetDict, ReadInstruction, load_from_disk
+
+    name = split_name(source.split)
+    held = load_from_disk(path)
+    if isinstance(held, DatasetDict):
+        if name not in held:
+            raise AutotuneError(
+                f"{path} has no split {name!r}; found: {', '.join(str(key) for key in held)}."
+            )
+        held = held[name]
+    if "[" not in source.split:
+        return held
+    parts = ReadInstruction.from_spec(source.split).to_absolute({name: len(held)})
+    kept = [index for part in parts for index in range(part.from_ or 0, part.to or len(held))]
+    return held.select(kept)
+
+
+def _load_hub(source: DatasetSource, *, streaming: bool) -> Iterable[dict[str, Any]]:
     from datasets import load_dataset
 
+    given = {"name": source.name, "revision": source.revision, "data_files": source.data_files}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if streaming:
+        options["streaming"] = True
+    with _hub_errors(source.path, split=source.split):
+        return load_dataset(source.path, split=source.split, **options)
+
+
+@contextmanager
+def _hub_errors(name: str, split: str | None = None) -> Iterator[None]:
+    """Say in one message what `datasets` says in many: not found, no network, no such split."""
+    from datasets.exceptions import DatasetsError
+
     try:
-        rows = load_dataset(source.path, split=source.split)
-    except (OSError, ValueError) as error:  # Not found, no network, no such split.
+        yield
+    except (OSError, ValueError, DatasetsError) as error:
+        of_split = f" (split {split!r})" if split else ""
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise AutotuneError(
-            f"{source.path!r} is no local file, and as a Hub data set (split {source.split!r}) "
-            f"it cannot be loaded: {error}"
+            f"{name!r} is no local file or folder, and as a Hub data set{of_split} it cannot be "
+            f"loaded: {first.rstrip('.')}. Check the path, or the name and the network; what was "
+            "loaded once is read from the cache."
         ) from error
-    for number, values in enumerate(rows, start=1):
-        yield Row(where=f"{source.path} row {number}", values=values)

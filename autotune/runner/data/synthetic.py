@@ -6,6 +6,7 @@ import numpy as np
 
 from autotune.runner.data.documents import Document
 from autotune.runner.data.packing import Sequences, pack
+from autotune.runner.data.store import Documents
 from autotune.spec.workload import Workload
 
 _MAX_TOKENS = 2**20
@@ -30,7 +31,7 @@ def synthetic_documents(
     documents = []
     for length in lengths:
         ids = random.integers(vocab_size, size=length, dtype=np.int32)
-        documents.append(Document(input_ids=ids, labels=ids))
+        documents.append(Document(input_ids=ids, trained=np.ones(length, dtype=bool)))
     return documents
 
 
@@ -40,4 +41,6 @@ def synthetic_sequences(workload: Workload, vocab_size: int, seed: int) -> Seque
     mean = max(2, workload.mean_document_tokens or workload.seq_len // 4)
     per_sequence = max(1, round(workload.seq_len / mean)) if workload.packing else 1
     documents = synthetic_documents(num * per_sequence, mean, workload.seq_len, vocab_size, seed)
-    return pack(documents, workload.seq_len, packing=workload.packing, pad_token_id=0)
+    return pack(
+        Documents.in_memory(documents), workload.seq_len, packing=workload.packing, pad_token_id=0
+    )

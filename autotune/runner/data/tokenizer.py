@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from autotune.errors import AutotuneError
-from autotune.runner.data.formats import CHATML_TEMPLATE
+from autotune.runner.data.templates import shipped_template
 
 _EOS, _PAD = "<|endoftext|>", "<|pad|>"
 _SPECIAL = [_EOS, "<|im_start|>", "<|im_end|>", _PAD]
@@ -117,7 +117,7 @@ def _train(texts: Iterable[str], *, vocab_size: int, save_dir: Path) -> None:
         additional_special_tokens=_SPECIAL[1:3],
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = CHATML_TEMPLATE
+    tokenizer.chat_template = shipped_template("chatml")
     _save(tokenizer, save_dir)
 
 
