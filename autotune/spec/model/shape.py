@@ -99,6 +99,11 @@ class ModelSpec(BaseModel):
         """Layers with a dense FFN."""
         return self.num_layers - self.num_moe_layers
 
+    def num_window_layers_at(self, seq_len: int) -> int:
+        """Layers whose window is shorter than a sequence of `seq_len` tokens."""
+        shorter = self.sliding_window is not None and self.sliding_window < seq_len
+        return self.num_window_layers if shorter else 0
+
     @property
     def attention_linears(self) -> Shapes:
         """Projections of the attention."""
@@ -208,16 +213,25 @@ class ModelSpec(BaseModel):
         """Weights of all matrix products of all layers, every expert's among them."""
         return self._matmul_parameters_with(self.moe.num_experts if self.moe else 0)
 
+    @property
+    def largest_layer_matmul_parameters(self) -> int:
+        """Weights of the matrix products of one layer, the largest where layers differ."""
+        dense = _weights(self.ffn_linears) if self.num_dense_layers else 0
+        sparse = self._moe_weights(self.moe.num_experts if self.moe else 0)
+        return _weights(self.attention_linears) + max(dense, sparse)
+
     def _matmul_parameters_with(self, experts_per_layer: int) -> int:
-        sparse = 0
-        if self.moe:
-            one = 3 * self.hidden_size * self.moe.expert_ffn_size
-            sparse = self.moe.num_experts * self.hidden_size + experts_per_layer * one
         return (
             self.num_layers * _weights(self.attention_linears)
-            + self.num_moe_layers * sparse
+            + self.num_moe_layers * self._moe_weights(experts_per_layer)
             + self.num_dense_layers * _weights(self.ffn_linears)
         )
+
+    def _moe_weights(self, num_experts: int) -> int:
+        if not self.moe:
+            return 0
+        router = self.moe.num_experts * self.hidden_size
+        return router + num_experts * 3 * self.hidden_size * self.moe.expert_ffn_size
 
     @property
     def largest_parameter(self) -> int:
