@@ -140,7 +140,7 @@ def load_config(path: Path) -> RunConfig:
         optimizer=read_optimizer(top),
         precision=precision,
         packing=top.boolean("sample_packing", False),
-        adapter=read_adapter(top, where),
+        adapter=read_adapter(top, where, tuple(model.linears)),
     )
     if top.raw("pretraining_dataset"):
         raise AutotuneError(

@@ -55,8 +55,13 @@ def read_precision(top: Section) -> Precision:
     return Precision.BF16 if bf16 else Precision.FP32
 
 
-def read_adapter(top: Section, where: str) -> Lora | None:
+def read_adapter(top: Section, where: str, linears: tuple[str, ...]) -> Lora | None:
     """Read the LoRA keys; None without `adapter`.
+
+    Args:
+        top: The whole file.
+        where: What to call the file in messages.
+        linears: The model's projections, which `lora_target_linear` means.
 
     Raises:
         AutotuneError: another adapter, quantised weights, or rank or targets not given.
@@ -84,7 +89,7 @@ def read_adapter(top: Section, where: str) -> Lora | None:
             raise AutotuneError(
                 f"{where}: adapter: lora needs lora_target_modules, or lora_target_linear: true."
             )
-        return Lora(r=rank, alpha=alpha, dropout=dropout)
+        targets = list(linears)
     if not isinstance(targets, list) or not all(_is_module_name(name) for name in targets):
         raise top.error("lora_target_modules", "Write a list of module names, such as "
                         "[q_proj, v_proj]; patterns are not read here.")  # fmt: skip

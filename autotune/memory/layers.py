@@ -94,7 +94,7 @@ class LayerInventory:
         return attention, ffn
 
     def norm(self, size: int) -> int:
-        """RMSNorm, a token: its input in fp32, its scale and, for the weight, the normalised one."""
+        """RMSNorm, a token: input and scale in fp32 and, for the weight, the normalised input."""
         after_cast = 2 if self.regime is Regime.COMPUTE else FP32
         normalised = FP32 if self.model.norm_scales_in_fp32 else after_cast
         return size * (FP32 + normalised * (not self._frozen)) + FP32

@@ -74,8 +74,8 @@ def _family_of(name: str, config: Mapping[str, Any], weights: str | None) -> Fam
     text = config.get("text_config")
     if isinstance(text, Mapping):
         raise AutotuneError(
-            f"Model {name!r} is multi-modal: its config holds a text_config beside other parts, and "
-            f"only text models are trained here. Its text_config ({text.get('model_type')!r}) "
+            f"Model {name!r} is multi-modal: its config holds a text_config beside other parts, "
+            f"and only text models are trained here. Its text_config ({text.get('model_type')!r}) "
             f"alone, saved as a config.json, can be planned and searched. {supported}"
         )
     family = FAMILIES.get(str(architecture))

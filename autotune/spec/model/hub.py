@@ -93,7 +93,7 @@ def _download(hub_id: str) -> Path:
         raise AutotuneError(
             f"The repository {hub_id} has no config.json: it holds no transformers model."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise AutotuneError(
             f"{where}, and its config.json cannot be downloaded: {first} Give a local folder."
