@@ -31,7 +31,7 @@ register_experts()
 
 # 192 tokens: no activation has the shape of a weight.
 BATCH, SEQ = 2, 96
-# Left out of the closed form: the 8-byte offsets SDPA saves, and a few scores a token of the routers.
+# Left out of the closed form: the 8-byte offsets SDPA saves and a few router scores a token.
 TOLERANCE = 0.005
 
 
