@@ -129,7 +129,9 @@ def test_experts_follow_autocast(family):
     with torch.autocast("cpu", torch.bfloat16):
         output = experts(hidden, chosen, weights)
     assert (exact.dtype, output.dtype) == (torch.float32, torch.bfloat16)
-    torch.testing.assert_close(output.float(), exact, rtol=0.05, atol=0.02 * float(exact.detach().std()))
+    torch.testing.assert_close(
+        output.float(), exact, rtol=0.05, atol=0.02 * float(exact.detach().std())
+    )
     output.float().sum().backward()
     assert experts.down_proj.grad.dtype == hidden.grad.dtype == torch.float32
     assert all(bool(g.any()) for g in experts.down_proj.grad)
