@@ -229,9 +229,11 @@ def _lora_targets_exist(case: _Case) -> _Broken:
     if adapter.target_modules and not unknown:
         return None
     given = ", ".join(unknown) if unknown else "none"
+    experts = case.model.num_moe_layers
     return (
         f"LoRA target modules that {case.model.name} does not have: {given}.",
-        f"Projections of a layer: {', '.join(known)}.",
+        f"Projections of every layer: {', '.join(known)}."
+        + (" Experts are stacked parameters, which LoRA here does not reach." * bool(experts)),
     )
 
 
@@ -258,20 +260,6 @@ def _no_tensor_parallel(case: _Case) -> _Broken:
     )
 
 
-def _window_covers_sequence(case: _Case) -> _Broken:
-    config, seq_len = case.model.hf_config, case.workload.seq_len
-    window = config.get("sliding_window")
-    # Qwen2 and Qwen3 state a window that is off unless another key switches it on.
-    if not window or not config.get("use_sliding_window", config.get("model_type") == "mistral"):
-        return None
-    if seq_len <= window:
-        return None
-    return (
-        f"Attention has a sliding window of {window} tokens, the sequence has {seq_len}.",
-        f"Lower the sequence length to {window}: longer ones would train full attention.",
-    )
-
-
 def _dropout_can_be_recomputed(case: _Case) -> _Broken:
     adapter, plan = case.workload.adapter, case.plan
     if adapter is None or not adapter.dropout:
@@ -282,6 +270,33 @@ def _dropout_can_be_recomputed(case: _Case) -> _Broken:
         f"LoRA dropout {adapter.dropout} with FSDP2's recomputation: accelerate recomputes without "
         "restoring the random state, so forward and backward would drop different values.",
         "Set the dropout to 0, or leave recomputation out.",
+    )
+
+
+def _no_router_loss(case: _Case) -> _Broken:
+    if not case.model.hf_config.get("output_router_logits"):
+        return None
+    return (
+        f"The config of {case.model.name} has output_router_logits: true, which adds the routers' "
+        "balancing loss to the model's; the loss here is that of the tokens alone.",
+        "Set output_router_logits to false in its config.json.",
+    )
+
+
+# Config keys of the families read here that make a layer draw random numbers.
+_RANDOM_LAYERS = ("attention_dropout", "embd_pdrop", "resid_pdrop", "router_jitter_noise")
+
+
+def _model_noise_can_be_recomputed(case: _Case) -> _Broken:
+    drawn = [key for key in _RANDOM_LAYERS if case.model.hf_config.get(key)]
+    plan = case.plan
+    if not drawn or plan.engine is not Engine.FSDP2 or plan.recompute is Recompute.NONE:
+        return None
+    return (
+        f"The config of {case.model.name} sets {' and '.join(drawn)} with FSDP2's recomputation: "
+        "accelerate recomputes without restoring the random state, so forward and backward would "
+        "draw different values.",
+        "Set them to 0 in its config.json, or leave recomputation out.",
     )
 
 
@@ -300,8 +315,9 @@ RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT113": _lora_targets_exist,
     "AT114": _lora_rank_is_low,
     "AT115": _no_tensor_parallel,
-    "AT118": _window_covers_sequence,
     "AT119": _dropout_can_be_recomputed,
+    "AT120": _no_router_loss,
+    "AT121": _model_noise_can_be_recomputed,
     # Last, because where another rule is broken too, that one says why.
     "AT101": _world_size,
 }

@@ -147,10 +147,24 @@ def estimate_time(
     )
 
 
-def _attention_flops_per_token(model: ModelSpec, workload: Workload, causal: bool) -> float:
-    """Forward FLOPs of scores and values, all layers; the causal kernel skips half."""
-    full = 4 * workload.seq_len * model.query_size * model.num_layers
-    return full / 2 if causal else full
+def _causal_attention_flops_per_token(model: ModelSpec, workload: Workload) -> float:
+    """Useful forward FLOPs of scores and values, all layers: what causality and windows leave."""
+    length = workload.seq_len
+    windowed = model.num_window_layers_at(length)
+    seen = (model.num_layers - windowed) * length / 2
+    if windowed and (window := model.sliding_window):
+        # The first tokens of a sequence have fewer before them than the window holds.
+        seen += windowed * window * (1 - window / (2 * length))
+    return 4 * model.query_size * seen
+
+
+def _attention_s_per_token(model: ModelSpec, workload: Workload, peak_flops: float) -> float:
+    """Seconds of the forward kernels, all layers; a masked one computes what the mask hides."""
+    per_layer = 4 * workload.seq_len * model.query_size
+    windowed = model.num_window_layers_at(workload.seq_len)
+    masked = model.num_layers if workload.packing else windowed
+    flash = (model.num_layers - masked) * per_layer / 2 / (peak_flops * _FLASH_EFFICIENCY)
+    return flash + masked * per_layer / (peak_flops * _MASKED_EFFICIENCY)
 
 
 def _model_flops_per_token(model: ModelSpec, workload: Workload) -> float:
@@ -158,7 +172,7 @@ def _model_flops_per_token(model: ModelSpec, workload: Workload) -> float:
 
     LoRA's backward has no weight gradients of the frozen base.
     """
-    attention = _attention_flops_per_token(model, workload, causal=True)
+    attention = _causal_attention_flops_per_token(model, workload)
     passes = 3 if workload.adapter is None else 2
     flops = passes * 2 * model.num_matmul_parameters + 3 * attention
     if workload.adapter is not None:
@@ -176,23 +190,29 @@ def _compute(
     tokens = plan.micro_batch_size * workload.seq_len / plan.cp
     width = compute_bytes(workload.precision)
 
-    def matmul(inputs: int, outputs: int) -> float:
-        flops = 2 * tokens * inputs * outputs / (peak * _MATMUL_EFFICIENCY)
-        moved = width * (inputs * outputs + tokens * (inputs + outputs)) / bandwidth
+    def matmul(inputs: int, outputs: int, rows: float = tokens, weights: float = 1) -> float:
+        flops = 2 * rows * inputs * outputs / (peak * _MATMUL_EFFICIENCY)
+        moved = width * (weights * inputs * outputs + rows * (inputs + outputs)) / bandwidth
         return max(flops, moved)
 
-    projections = sum(matmul(*shape) for shape in model.linears.values()) * model.num_layers
+    projections = model.num_layers * sum(matmul(*s) for s in model.attention_linears.values())
+    projections += model.num_dense_layers * sum(matmul(*s) for s in model.ffn_linears.values())
+    if model.moe:
+        # Each token goes to several experts; those that get one are read whole.
+        h, ffn = model.hidden_size, model.moe.expert_ffn_size
+        assigned = model.moe.experts_per_token * tokens
+        read = min(model.moe.num_experts, assigned)
+        experts = matmul(h, 2 * ffn, assigned, read) + matmul(ffn, h, assigned, read)
+        projections += model.num_moe_layers * (experts + matmul(h, model.moe.num_experts))
     head = matmul(model.hidden_size, model.vocab_size)
     adapters = 0.0
     if workload.adapter is not None:
         rank = workload.adapter.r
         shapes = [s for name, s in model.linears.items() if name in workload.adapter.target_modules]
         adapters = sum(matmul(i, rank) + matmul(rank, o) for i, o in shapes) * model.num_layers
-    efficiency = _MASKED_EFFICIENCY if workload.packing else _FLASH_EFFICIENCY
-    scores = _attention_flops_per_token(model, workload, causal=not workload.packing)
-    attention = tokens * scores / (peak * efficiency)
+    attention = tokens * _attention_s_per_token(model, workload, peak)
     activations = count_activations(model, workload, plan)
-    layer_traffic = model.num_layers * activations.layer / bandwidth
+    layer_traffic = activations.layers / bandwidth
     logits_traffic = activations.logits_loss / bandwidth
     layers = projections + adapters + attention + _TRAFFIC_FORWARD * layer_traffic
     forward = layers + head + _TRAFFIC_FORWARD * logits_traffic
@@ -205,7 +225,8 @@ def _compute(
     )
     if workload.precision is Precision.BF16 and plan.engine is Engine.DDP:
         # Autocast casts every weight once in forward and its gradient once in backward.
-        cast = model.num_matmul_parameters * (FP32 + width) / bandwidth
+        weights = model.num_layer_matmul_parameters + model.num_embedding_parameters
+        cast = weights * (FP32 + width) / bandwidth
         forward, backward = forward + cast, backward + cast
     return forward, backward, layers
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from autotune.spec.workload import Lora, Precision, Workload
 from autotune.units import parse_bytes
+
+if TYPE_CHECKING:
+    from autotune.spec.model import ModelSpec
 
 _DEFAULTS = Workload()
 
@@ -32,7 +36,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME",
-        help="a catalogue name (qwen3-8b), a folder with a config.json, or a config.json",
+        help="a catalogue name (qwen3-8b), a Hub id, a folder with a config.json, or a config.json",
     )
 
 
@@ -83,15 +87,17 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def workload_from(args: argparse.Namespace) -> Workload:
-    """Build the workload the flags state."""
+def workload_from(args: argparse.Namespace, model: ModelSpec) -> Workload:
+    """Build the workload the flags state; an adapter targets every projection of the model."""
     return Workload(
         seq_len=args.seq_len,
         global_batch_size=args.global_batch_size,
         precision=Precision(args.precision),
         optimizer=args.optimizer,
         packing=args.packing,
-        adapter=Lora(r=args.lora_r) if args.adapter else None,
+        adapter=(
+            Lora(r=args.lora_r, target_modules=tuple(model.linears)) if args.adapter else None
+        ),
     )
 
 

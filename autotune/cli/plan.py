@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         if args.gpu_type
         else detect_hardware(args.gpus, "cuda", limit)
     )
-    workload = workload_from(args)
+    workload = workload_from(args, model)
     ranking = rank_plans(model, workload, hardware, load_strategies(args.strategies))
     if args.json:
         document = _document(model, workload, hardware, ranking, args.top)

@@ -141,7 +141,7 @@ def _contract(args: argparse.Namespace) -> Contract:
     return Contract(
         model=model,
         base_model=args.model,
-        workload=workload_from(args),
+        workload=workload_from(args, model),
         hardware=detect_hardware(args.gpus, args.device, limit),
         device=args.device,
         strategies=[strategy.name for strategy in load_strategies(args.strategies)],

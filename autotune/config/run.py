@@ -161,7 +161,7 @@ def load_config(path: Path) -> RunConfig:
         optimizer=read_optimizer(top),
         precision=precision,
         packing=top.boolean("sample_packing", False),
-        adapter=read_adapter(top, where),
+        adapter=read_adapter(top, where, tuple(model.linears)),
     )
     data = read_data_settings(top)
     block = read_block(top.raw(AUTOTUNE_KEY), where)

@@ -53,8 +53,13 @@ def read_precision(top: Section) -> Precision:
     return Precision.BF16 if bf16 else Precision.FP32
 
 
-def read_adapter(top: Section, where: str) -> Lora | None:
+def read_adapter(top: Section, where: str, linears: tuple[str, ...]) -> Lora | None:
     """Read the LoRA keys; None without `adapter`.
+
+    Args:
+        top: The whole file.
+        where: What to call the file in messages.
+        linears: The model's projections, which `lora_target_linear` means.
 
     Raises:
         AutotuneError: another adapter, quantised weights, or rank or targets not given.
@@ -86,7 +91,7 @@ def read_adapter(top: Section, where: str) -> Lora | None:
         raise top.error("lora_target_modules", "Write a list of module names, such as "
                         "[q_proj, v_proj]; patterns are not read here.")  # fmt: skip
     # With lora_target_linear Axolotl adds the linear layers to those that are named.
-    named = [*Lora().target_modules, *targets] if linear else targets
+    named = [*linears, *targets] if linear else targets
     return Lora(r=rank, alpha=alpha, dropout=dropout, target_modules=tuple(dict.fromkeys(named)))
 
 

@@ -78,7 +78,7 @@ def base_model_of(model: ModelSpec) -> str:
 def decoder_layer_class(model: ModelSpec) -> str | None:
     """Return the class FSDP2 wraps, such as ``Qwen3DecoderLayer``; None when unknown.
 
-    The dense families read here all name it after their causal-LM class.
+    The families read here all name it after their causal-LM class.
     """
     for architecture in model.hf_config.get("architectures") or []:
         if architecture.endswith("ForCausalLM"):

@@ -69,7 +69,7 @@ class _Sizes:
     root_trainable: int
     head: int
     head_trainable: int
-    largest_linear: int
+    largest_module: int
     largest_trainable: int
     shards: int
     width: int
@@ -102,12 +102,11 @@ def _sizes(model: ModelSpec, workload: Workload, plan: Plan) -> _Sizes:
     added_layer = added // model.num_layers
     total = model.num_parameters + added
     head = model.num_embedding_parameters
-    linears = [inputs * outputs for inputs, outputs in model.linears.values()]
     if adapter:
         widths = [max(shape) for n, shape in model.linears.items() if n in adapter.target_modules]
         largest_trainable = adapter.r * max(widths, default=0)
     else:
-        largest_trainable = max(head, *linears)
+        largest_trainable = model.largest_parameter
     return _Sizes(
         total=total,
         trainable=added if adapter else total,
@@ -117,7 +116,7 @@ def _sizes(model: ModelSpec, workload: Workload, plan: Plan) -> _Sizes:
         root_trainable=0 if adapter else model.num_root_parameters,
         head=head,
         head_trainable=0 if adapter else head,
-        largest_linear=max(head, *linears),
+        largest_module=model.largest_module,
         largest_trainable=largest_trainable,
         shards=plan.shard_size,
         width=compute_bytes(workload.precision),
@@ -131,9 +130,12 @@ def _ddp(
     autocast = regime_of(plan, workload.precision) is Regime.AUTOCAST
     gradients = FP32 * s.trainable
     # Recompute drops a layer's casts with its activations; only the one at work has them.
-    layers = model.num_layers if plan.recompute is Recompute.NONE else 1
     added = s.layer_trainable * (s.trainable != s.total)
-    cast = s.width * (layers * (model.num_matmul_parameters_per_layer + added) + s.head)
+    if plan.recompute is Recompute.NONE:
+        matrices = model.num_layer_matmul_parameters + model.num_layers * added
+    else:
+        matrices = model.largest_layer_matmul_parameters + added
+    cast = s.width * (matrices + s.head)
     return ModelStates(
         parameters=FP32 * s.total,
         optimizer=s.adam * s.trainable,
@@ -193,7 +195,7 @@ def _zero3(s: _Sizes, model: ModelSpec, plan: Plan) -> ModelStates:
     states = s.per_shard((FP32 + s.adam) * s.trainable)
     parameters = s.per_shard(s.width * s.total)
     # The largest module, what is prefetched, and what the reuse distance keeps around the turn.
-    live = s.largest_linear + bucket + _ZERO3_REUSE_ELEMENTS // 2
+    live = s.largest_module + bucket + _ZERO3_REUSE_ELEMENTS // 2
     gathered = s.width * min(s.total, live)
     large = (s.width + FP32) * s.largest_trainable
     offload = plan.offload_optimizer

@@ -22,6 +22,7 @@ from autotune.plan import Engine, Plan, Recompute
 from autotune.runner.engines import decoder_layers
 from autotune.runner.trainer import AutotuneTrainer, wrap_optimizer_step
 from autotune.runner.ulysses import CONTEXT
+from autotune.spec.model import model_from_config
 from autotune.spec.workload import Precision, Workload
 from autotune.trial.protocol import Request
 
@@ -54,9 +55,10 @@ def check_prepared(trainer: AutotuneTrainer, plan: Plan, workload: Workload) -> 
 
 
 def check_attention(
-    trainer: AutotuneTrainer, plan: Plan, workload: Workload, micro_steps: int
+    trainer: AutotuneTrainer, plan: Plan, request: Request, micro_steps: int
 ) -> dict[str, Any]:
     """Check, after the first step, that every layer went through the planned attention."""
+    workload, model = request.workload, model_from_config(request.model.name, request.model.config)
     config = trainer.accelerator.unwrap_model(trainer.model_wrapped).config
     layers = config.num_hidden_layers
     passes = 2 if plan.recompute is Recompute.FULL else 1
@@ -64,8 +66,12 @@ def check_attention(
     _batch, heads, tokens, _ = CONTEXT.last_shape
     _expect("attention heads a rank", config.num_attention_heads // plan.cp, heads)
     _expect("tokens each attention sees", workload.seq_len, tokens)
-    _expect("attention mask", workload.packing, CONTEXT.masked)
-    kernel = "sdpa, block-diagonal mask" if CONTEXT.masked else "sdpa, causal"
+    windowed = model.num_window_layers_at(workload.seq_len)
+    masked = layers if workload.packing else windowed
+    _expect("masked attention calls in a step", masked * passes * micro_steps, CONTEXT.masked_calls)
+    kernel = "sdpa, block-diagonal mask" if workload.packing else "sdpa, causal"
+    if windowed:
+        kernel += f", window of {model.sliding_window} in {windowed} of {layers} layers"
     return {"attention": kernel, "attention_shape": list(CONTEXT.last_shape)}
 
 
@@ -104,17 +110,16 @@ class CheckCallback(TrainerCallback):
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Count the first step's attention calls from zero."""
         if not self._attention_checked:
-            CONTEXT.calls = 0
+            CONTEXT.calls = CONTEXT.masked_calls = 0
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Check the attention path of the first step."""
         if not self._attention_checked:
             self._attention_checked = True
             micro_steps = self._trainer.args.gradient_accumulation_steps
-            plan, workload = self._trainer.plan, self._request.workload
-            self._found(check_attention(self._trainer, plan, workload, micro_steps))
-            settings = self._request.train
-            if settings is not None and settings.torch_compile:
+            plan, request = self._trainer.plan, self._request
+            self._found(check_attention(self._trainer, plan, request, micro_steps))
+            if request.train is not None and request.train.torch_compile:
                 self._found(check_compiled(self._trainer))
 
 

@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
+from autotune.runner.experts import EXPERTS_NAME, register_experts
 from autotune.runner.ulysses import ATTENTION_NAME, register_attention
 from autotune.spec.workload import Precision
 from autotune.trial.protocol import Request
@@ -33,6 +34,7 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
         AutotuneError: pretrained weights lack a parameter or bring one too many.
     """
     register_attention()
+    register_experts()
     if request.model.weights:
         model = _load_pretrained(request.model.weights)
     else:
@@ -52,6 +54,7 @@ def _allocate(config: dict[str, Any]) -> PreTrainedModel:
             AutoConfig.for_model(**config),
             dtype=torch.float32,
             attn_implementation=ATTENTION_NAME,
+            experts_implementation=EXPERTS_NAME,
         )
     model.tie_weights()  # part of the initialisation that was left out
     return model
@@ -73,6 +76,7 @@ def _from_pretrained(folder: str, **more: Any) -> tuple[PreTrainedModel, dict[st
             folder,
             dtype=torch.float32,
             attn_implementation=ATTENTION_NAME,
+            experts_implementation=EXPERTS_NAME,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and fatal: see _check_weights
             local_files_only=Path(folder).is_dir(),

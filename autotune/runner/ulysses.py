@@ -7,7 +7,8 @@ arXiv:2309.14509. accelerate's own DeepSpeed path is not used: on ZeRO-1 and ZeR
 gradient, and SP 2 x DP 2 fails in its loss on gloo.
 
 The same function serves ``cp == 1``, so a trial and a run always take the attention path the plan
-asks for: causal without a mask for plain batches, block-diagonal for packed ones.
+asks for: causal without a mask for plain batches, block-diagonal for packed ones. Sliding windows
+and sinks are added here (`autotune.runner.attention`), from what the layer hands over.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
-ATTENTION_NAME = "autotune_sdpa"
+from autotune.runner.attention import WindowMasks, add_sink, remove_sink
+
+# No "sdpa" in it: transformers would refuse models whose sinks its own SDPA function drops.
+ATTENTION_NAME = "autotune"
 
 
 @dataclass
@@ -38,14 +42,15 @@ class AttentionContext:
     calls: int = 0
     last_shape: tuple[int, ...] = field(default=())
     """Shape of the queries the kernel saw: ``[batch, heads / cp, seq_len, head_dim]``."""
-    masked: bool = False
+    masked_calls: int = 0
+    windows: WindowMasks = field(default_factory=WindowMasks)
 
 
 CONTEXT = AttentionContext()
 
 
 def register_attention() -> None:
-    """Make ``attn_implementation="autotune_sdpa"`` known to transformers."""
+    """Make ``attn_implementation="autotune"`` known to transformers."""
     AttentionInterface.register(ATTENTION_NAME, _attention)
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask_of_their_own)
 
@@ -99,6 +104,9 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
+    sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend over the whole sequence.
@@ -109,6 +117,8 @@ def _attention(
         key: ``[batch, kv_heads, seq_len / cp, head_dim]``.
         value: like `key`.
         attention_mask: always None here; `CONTEXT.mask` counts.
+        sliding_window: tokens a query sees, itself among them; None = all before it.
+        s_aux: ``[heads]``, the sinks of all heads; None without.
         **kwargs: passed on to transformers' SDPA function.
 
     Returns:
@@ -119,8 +129,20 @@ def _attention(
         query, key, value = (_scatter_heads(x, context) for x in (query, key, value))
     context.calls += 1
     context.last_shape = tuple(query.shape)
-    context.masked = context.mask is not None
-    output, _ = sdpa_attention_forward(module, query, key, value, context.mask, **kwargs)
+    mask = context.windows.mask(
+        context.mask,
+        seq_len=query.shape[2],
+        window=sliding_window,
+        sink=s_aux is not None,
+        device=query.device,
+    )
+    context.masked_calls += mask is not None
+    if s_aux is not None:
+        sinks = s_aux.chunk(context.cp)[dist.get_rank(context.group)] if context.cp > 1 else s_aux
+        query, key, value = add_sink(query, key, value, sinks, kwargs["scaling"])
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    if s_aux is not None:
+        output = remove_sink(output)
     if context.cp > 1:
         output = _gather_heads(output.transpose(1, 2), context).transpose(1, 2)
     return output, None

@@ -72,6 +72,7 @@ def test_a_hostile_model_name_stays_in_the_comment():
 def test_base_model():
     assert base_model_of(load_model("qwen3-8b")) == "Qwen/Qwen3-8B"
     assert base_model_of(MODEL) == "tiny-qwen3"
+    assert base_model_of(load_model("gpt-oss-20b")) == "gpt-oss-20b"  # quantised on the Hub
     assert base_model_of(MODEL.model_copy(update={"weights": "/w"})) == "/w"
 
 

@@ -8,7 +8,7 @@ from autotune.memory.states import model_states
 from autotune.plan import Engine, Plan, Recompute
 from autotune.planner import make_plan
 from autotune.spec.hardware import load_hardware
-from autotune.spec.model import load_model
+from autotune.spec.model import load_model, model_from_config
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Lora, Precision, Workload
 from autotune.units import GIB, MIB
@@ -244,3 +244,39 @@ def test_instants_hold_what_works_there(name):
         fixed + s.gradients_step + s.end_gradient_work + s.gathered_end
     )
     assert instants["optimizer_step"] == fixed + s.gradients_step + s.step_work
+
+
+def saved(name, workload, **changes):
+    model = load_model(name)
+    if changes:
+        model = model_from_config("x", model.hf_config | changes)
+    return count_activations(model, workload, plan("zero2"))
+
+
+def test_experts_save_by_assignments():
+    two = saved("mixtral-8x7b", WORKLOAD).layer
+    three = saved("mixtral-8x7b", WORKLOAD, num_experts_per_tok=3).layer
+    # Gate, activation, up, product; gathered input, output; four indices.
+    assert three - two == 4096 * (2 * (4 * 14336 + 2 * 4096) + 4 * 8)
+    more = saved("mixtral-8x7b", WORKLOAD, num_local_experts=16).layer
+    assert more - two == 4096 * 8 * 4  # the router's probabilities alone
+
+
+def test_windows_cost_a_mask_only_where_they_are_shorter():
+    plain = saved("mistral-7b-v0.1", WORKLOAD)
+    assert plain.mask == 0  # 4096 tokens, a window of 4096
+    windowed = saved("mistral-7b-v0.1", WORKLOAD, sliding_window=512)
+    assert windowed.mask == 4096**2
+    assert windowed.layer - plain.layer == 2 * 4096**2 + 4096 * 2 * 2 * (4096 - 1024)
+    mixed = saved("gemma-3-1b", WORKLOAD)
+    full, half = saved("gemma-3-1b", WORKLOAD, sliding_window=4096), 22 / 26
+    assert mixed.layers - full.layers == round(half * 26 * (mixed.layer - full.layer))
+
+
+def test_stacked_experts_are_the_largest_module_and_parameter():
+    workload = Workload(seq_len=2048, packing=False)
+    model, zero3 = load_model("gpt-oss-120b"), plan("zero3")
+    states = model_states(model, workload, zero3, HARDWARE)
+    gathered = 128 * (3 * 2880**2 + 3 * 2880) + 2880**2 + 500_000_000
+    assert states.gathered_forward == 2 * gathered
+    assert states.layer_gradient_work == 6 * 128 * 2 * 2880**2

@@ -27,7 +27,11 @@ def batch(size):
     return WORKLOAD.model_copy(update={"global_batch_size": size})
 
 
-WINDOWED = MODEL.model_copy(update={"hf_config": {"model_type": "mistral", "sliding_window": 512}})
+# Where the model itself breaks the rule.
+MODELS = {
+    "AT120": MODEL.model_copy(update={"hf_config": {"output_router_logits": True}}),
+    "AT121": MODEL.model_copy(update={"hf_config": {"resid_pdrop": 0.1, "attention_dropout": 0.0}}),
+}
 
 # code: plan, workload, and what the message or hint must say.
 EXAMPLES = {
@@ -50,15 +54,16 @@ EXAMPLES = {
     "AT113": (ZERO, lora(target_modules=("q_proj", "wqkv")), "does not have: wqkv"),
     "AT114": (ZERO, lora(r=200), "smallest side of a target projection, 128"),
     "AT115": (replace(ZERO, tp=2, dp_shard=2), WORKLOAD, "tp 2"),
-    "AT118": (ZERO, WORKLOAD, "sliding window of 512"),
     "AT119": (replace(FSDP, recompute=Recompute.FULL), lora(dropout=0.1), "would drop different"),
+    "AT120": (ZERO, WORKLOAD, "Set output_router_logits to false"),
+    "AT121": (replace(FSDP, recompute=Recompute.FULL), WORKLOAD, "sets resid_pdrop with FSDP2"),
 }
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example(code):
     plan, workload, words = EXAMPLES[code]
-    model = WINDOWED if code == "AT118" else MODEL
+    model = MODELS.get(code, MODEL)
     broken = {v.code: v for v in check_plan(plan, model, workload, HARDWARE)}
     assert code in broken
     assert words in str(broken[code])
@@ -99,6 +104,21 @@ def test_one_rank_runs_sharding_engines(plan):
 )
 def test_other_forms(plan, code):
     assert [v.code for v in check_plan(plan, MODEL, WORKLOAD, HARDWARE)] == [code]
+
+
+def test_what_a_config_may_say():
+    quiet = {"output_router_logits": False, "resid_pdrop": 0.0}
+    noisy = MODEL.model_copy(update={"hf_config": {"resid_pdrop": 0.1}})
+    for model in (MODEL.model_copy(update={"hf_config": quiet}), noisy):
+        assert check_plan(ZERO, model, WORKLOAD, HARDWARE) == []
+
+
+def test_experts_are_no_lora_targets():
+    adapter = WORKLOAD.model_copy(update={"adapter": Lora()})
+    broken = check_plan(ZERO, load_model("tiny-mixtral"), adapter, HARDWARE)
+    assert [v.code for v in broken] == ["AT113"]
+    assert "stacked parameters" in broken[0].hint
+    assert "stacked" not in check_plan(ZERO, MODEL, lora(target_modules=()), HARDWARE)[0].hint
 
 
 def test_strategy_support():

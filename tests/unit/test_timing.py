@@ -5,7 +5,7 @@ import pytest
 from autotune.plan import Recompute
 from autotune.planner import make_plan
 from autotune.spec.hardware import load_hardware
-from autotune.spec.model import load_model
+from autotune.spec.model import load_model, model_from_config
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Lora, Workload
 from autotune.timing import collective_s, estimate_time
@@ -17,11 +17,13 @@ NODES = load_hardware("h100-sxm", 32)
 STRATEGIES = {s.name: s for s in load_strategies()}
 
 
-def estimate(name, workload=WORKLOAD, hardware=H100, cp=1, micro=1, recompute=Recompute.NONE):
+def estimate(
+    name, workload=WORKLOAD, hardware=H100, cp=1, micro=1, recompute=Recompute.NONE, model=MODEL
+):
     plan = make_plan(STRATEGIES[name], hardware, cp=cp, recompute=recompute)
     per_rank = workload.global_batch_size // plan.data_parallel_size
     plan = replace(plan, micro_batch_size=micro, grad_accum_steps=per_rank // micro)
-    return estimate_time(MODEL, workload, plan, hardware)
+    return estimate_time(model, workload, plan, hardware)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -163,3 +165,40 @@ def test_parameters_in_host_memory_come_up_twice_a_micro_step():
     shard = 2 * MODEL.num_parameters / 8
     ups = 2 * 8 * shard / (H100.gpu.host_link.bytes_per_s * 0.75)
     assert both.offload_s - optimizer.offload_s == pytest.approx(ups)
+
+
+def changed(name, **changes):
+    return model_from_config("x", load_model(name).hf_config | changes)
+
+
+def test_experts_cost_what_their_tokens_compute():
+    two, four = (changed("mixtral-8x7b", num_experts_per_tok=n) for n in (2, 4))
+    sixteen = changed("mixtral-8x7b", num_local_experts=16)
+    flops = [
+        estimate("zero3", model=m).model_flops_per_step / (4096 * 64) for m in (two, four, sixteen)
+    ]
+    assert flops[1] - flops[0] == pytest.approx(6 * 32 * 2 * 3 * 4096 * 14336)
+    assert flops[2] - flops[0] == pytest.approx(6 * 32 * 8 * 4096)  # the router's
+    assert estimate("zero3", model=four).compute_s > 1.3 * estimate("zero3", model=two).compute_s
+    # 16 experts have the FLOPs of 8, and twice the parameters to gather.
+    assert (
+        estimate("zero3", model=sixteen).compute_s < 1.05 * estimate("zero3", model=two).compute_s
+    )
+
+
+def test_few_tokens_still_read_the_weights_of_all_their_experts():
+    short = WORKLOAD.model_copy(update={"seq_len": 64})
+    few, many = (changed("mixtral-8x7b", num_local_experts=n) for n in (2, 16))
+    assert (
+        estimate("zero3", short, model=many).compute_s
+        > 3 * estimate("zero3", short, model=few).compute_s
+    )
+
+
+def test_a_window_saves_useful_flops_but_no_time():
+    full, half = (changed("mistral-7b-v0.1", sliding_window=w) for w in (4096, 1024))
+    one, other = estimate("zero2", model=full), estimate("zero2", model=half)
+    keys = 1024 - 1024**2 / (2 * 4096)
+    lost = 3 * 4 * 32 * 4096 * (2048 - keys) * 4096 * 64
+    assert one.model_flops_per_step - other.model_flops_per_step == pytest.approx(lost)
+    assert other.compute_s > one.compute_s  # the masked kernel computes the whole square

@@ -1,0 +1,99 @@
+"""Find a model's config by what a person calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import AutotuneError, nearest
+from autotune.spec.catalogue import read_catalogue
+from autotune.spec.model import hub
+from autotune.spec.model.from_config import model_from_config
+from autotune.spec.model.shape import ModelSpec
+
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def load_model(name_or_path: str) -> ModelSpec:
+    """Read a model by catalogue name, folder, config.json or Hub id.
+
+    The config of a Hub id outside the catalogue comes from the Hub's cache, or is downloaded.
+
+    Raises:
+        AutotuneError: no such name or file, or an architecture that is not supported.
+    """
+    entries = read_catalogue("models")
+    by_name = {key.lower(): key for key in entries}
+    by_name |= {entry["hub"].lower(): key for key, entry in entries.items() if "hub" in entry}
+    path = Path(name_or_path).expanduser()
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or path.suffix == ".json"
+    key = by_name.get(name_or_path.lower())
+    if key and not looks_like_path:
+        entry = entries[key]
+        # By its Hub id the model is meant as it was published; by our name it is its shape alone.
+        published = entry.get("hub") if name_or_path.lower() != key.lower() else None
+        return model_from_config(
+            key,
+            entry["config"],
+            weights=published,
+            tokenizer=entry.get("hub") or entry.get("config_of"),
+        )
+    if path.exists():
+        return _load_local(path)
+    if looks_like_path:
+        raise AutotuneError(
+            f"No model at {name_or_path!r}: no such file or folder. Give a folder with a "
+            f"config.json, a config.json, or one of: {', '.join(entries)}."
+        )
+    if hub.is_hub_id(name_or_path):
+        _refuse_restated(name_or_path, entries)
+        config = _parse(hub.find_config(name_or_path))
+        return model_from_config(
+            name_or_path.split("/")[1], config, weights=name_or_path, tokenizer=name_or_path
+        )
+    raise AutotuneError(
+        f"Unknown model {name_or_path!r}.{nearest(name_or_path, by_name)} Known: "
+        f"{', '.join(entries)}. A Hub id (ORG/NAME) or a local folder with a config.json works too."
+    )
+
+
+def _refuse_restated(hub_id: str, entries: dict[str, dict[str, Any]]) -> None:
+    for key, entry in entries.items():
+        if entry.get("config_of", "").lower() == hub_id.lower():
+            raise AutotuneError(
+                f"{hub_id} cannot be trained from its weights: {entry['summary']}. Its shape is in "
+                f"the catalogue: {key} (random weights)."
+            )
+
+
+def _load_local(path: Path) -> ModelSpec:
+    folder = path if path.is_dir() else path.parent
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise AutotuneError(f"Model folder {str(path)!r} has no config.json.")
+    config = _parse(file)
+    name = folder.resolve().name if file.name == "config.json" else file.stem
+    return model_from_config(
+        name,
+        config,
+        weights=str(folder) if _holds(folder, _WEIGHT_PATTERNS) else None,
+        tokenizer=str(folder) if _holds(folder, _TOKENIZER_FILES) else None,
+    )
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AutotuneError(f"{str(file)!r} is not a JSON file: {error}") from error
+    except OSError as error:
+        raise AutotuneError(f"Cannot read {str(file)!r}: {error.strerror}.") from error
+    if not isinstance(config, dict):
+        raise AutotuneError(f"{str(file)!r} is not a model config: it holds no JSON object.")
+    return config
+
+
+def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in patterns)

@@ -1,0 +1,67 @@
+"""Families on real ranks, from random weights: every engine takes the same steps as one process.
+
+gpt-oss has nearly every trait at once (experts, biases, sinks, windows in every other layer), so it
+stands for the others in the quick set; fp32, packed, SGD, as in the parity tests.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from autotune.spec.workload import Workload
+from tests.integration.families import CONFIGS
+from tests.integration.ranks import logged, make_plan, run_well, training_request
+
+pytestmark = pytest.mark.integration
+
+GLOBAL_BATCH, SEQ, STEPS = 4, 64, 3
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, corpus):
+    @functools.cache
+    def run_family(family, strategy, ranks, cp, recompute):
+        folder = tmp_path_factory.mktemp(f"{family}-{strategy}")
+        micro_batch = GLOBAL_BATCH * cp // ranks // 2
+        plan = make_plan(
+            strategy, ranks, cp=cp, micro_batch_size=micro_batch, grad_accum_steps=2,
+            recompute=recompute,
+        )  # fmt: skip
+        workload = Workload(
+            seq_len=SEQ, global_batch_size=GLOBAL_BATCH, optimizer="sgd", precision="fp32"
+        )
+        request = training_request(
+            plan, folder, data=corpus, workload=workload, config=CONFIGS[family],
+            max_steps=STEPS, learning_rate=0.5, max_grad_norm=0.0,
+        )  # fmt: skip
+        run_well(request)
+        return logged(folder, "loss"), logged(folder, "grad_norm")
+
+    return run_family
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy", "cp", "recompute"),
+    [
+        pytest.param("gpt_oss", "fsdp2", 2, True, id="gpt_oss-fsdp2-cp2-recompute"),
+        pytest.param("gpt_oss", "zero3", 1, False, id="gpt_oss-zero3", marks=SLOW),
+        pytest.param("gpt_oss", "zero2", 2, False, id="gpt_oss-zero2-cp2", marks=SLOW),
+        pytest.param("mixtral", "zero3", 1, True, id="mixtral-zero3-recompute", marks=SLOW),
+        pytest.param("qwen3_moe", "fsdp2", 1, False, id="qwen3_moe-fsdp2", marks=SLOW),
+        pytest.param("gemma3", "fsdp2", 2, False, id="gemma3-fsdp2-cp2", marks=SLOW),
+        pytest.param("phi3", "zero3", 1, False, id="phi3-zero3", marks=SLOW),
+        pytest.param("olmo2", "fsdp2", 1, True, id="olmo2-fsdp2-recompute", marks=SLOW),
+        pytest.param("mistral", "zero1", 2, False, id="mistral-zero1-cp2", marks=SLOW),
+    ],
+)
+def test_same_steps_as_one_process(train, family, strategy, cp, recompute):
+    losses, norms = train(family, "ddp", 1, 1, False)
+    assert len(losses) == STEPS and abs(losses[0] - losses[-1]) > 1e-3
+    other_losses, other_norms = train(family, strategy, 2, cp, recompute)
+    assert other_losses == pytest.approx(losses, abs=1e-5)
+    assert other_norms == pytest.approx(norms, rel=1e-4)
