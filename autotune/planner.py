@@ -12,7 +12,7 @@ from autotune.errors import AutotuneError, NothingFitsError
 from autotune.memory import MemoryEstimate, Verdict, estimate_memory, fit_probability, verdict
 from autotune.plan import Plan, Recompute
 from autotune.rules import Violation, check_plan, check_strategy
-from autotune.spec.hardware import HardwareSpec
+from autotune.spec.hardware import HardwareSpec, check_precision
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Replicate, Strategy
 from autotune.spec.workload import Workload
@@ -133,7 +133,12 @@ def make_plan(
 def estimate_plan(
     model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
 ) -> Estimate:
-    """Check and estimate one plan; a broken rule is reported in `violations`, not raised."""
+    """Check and estimate one plan; a broken rule is reported in `violations`, not raised.
+
+    Raises:
+        AutotuneError: the device has no matrix units for the workload's precision.
+    """
+    check_precision(hardware.gpu, workload.precision)
     violations = check_plan(plan, model, workload, hardware)
     memory = estimate_memory(model, workload, plan, hardware)
     chance = fit_probability(memory, hardware)
