@@ -133,7 +133,7 @@ def test_a_gb200_node_is_a_tray_and_its_link_the_racks():
     assert (small.num_nodes, rack.num_nodes, rack.gpus_per_node) == (1, 18, 4)
     assert rack.inter_node == rack.intra_node
     assert racks.inter_node.bytes_per_s == 50e9
-    with pytest.raises(AutotuneError, match="whole number of nodes of 4. Nearest: 4 or 8"):
+    with pytest.raises(AutotuneError, match=r"whole number of nodes of 4\. Nearest: 4 or 8"):
         load_hardware("gb200", 6)
 
 

@@ -62,7 +62,7 @@ def test_mistakes(write, old, new, words):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(AutotuneError, match="No such file.*h100-sxm"):
+    with pytest.raises(AutotuneError, match=r"No such file.*h100-sxm"):
         load_hardware(str(tmp_path / "none.yaml"), 1)
 
 

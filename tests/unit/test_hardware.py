@@ -24,7 +24,7 @@ def test_memory_limit_lowers_and_never_raises():
 def test_a_t4_has_no_bf16():
     gpu = load_hardware("t4", 1).gpu
     check_precision(gpu, Precision.FP32)
-    with pytest.raises(AutotuneError, match="t4 has no bf16. Use --precision fp32"):
+    with pytest.raises(AutotuneError, match=r"t4 has no bf16\. Use --precision fp32"):
         check_precision(gpu, Precision.BF16)
 
 
