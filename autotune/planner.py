@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.errors import AutotuneError, NothingFitsError
@@ -262,16 +262,10 @@ def _with_batches(
 
 
 def _batch(layout: Plan, micro_batch_size: int, grad_accum_steps: int) -> Plan:
-    values = layout.to_dict() | {
-        "micro_batch_size": micro_batch_size,
-        "grad_accum_steps": grad_accum_steps,
-    }
-    return Plan.from_dict(values)
+    return replace(layout, micro_batch_size=micro_batch_size, grad_accum_steps=grad_accum_steps)
 
 
-def nothing_fits(
-    model: ModelSpec, hardware: HardwareSpec, candidates: Sequence[Estimate]
-) -> str:
+def nothing_fits(model: ModelSpec, hardware: HardwareSpec, candidates: Sequence[Estimate]) -> str:
     """Say what comes closest, by how much it misses, and what to do."""
     closest = closest_to_fitting(candidates)
     misses = []

@@ -115,7 +115,7 @@ def calibrate(
     """
     _check_model(study, contract, model)
     gpu_type = _matching_type(study, contract, gpu_types)
-    ran = [r for r in records if _is_usable(r)]
+    ran = [r for r in records if _is_usable(r) and _plan_is_known(r)]
     if not ran:
         raise AutotuneError(
             f"{study} has no trial that ran to the end with a prediction beside it, so there is "
@@ -135,8 +135,13 @@ def calibrate(
     )
 
 
+def _section(contract: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = contract.get(name)
+    return dict(found) if isinstance(found, dict) else {}
+
+
 def _check_model(study: str, contract: Mapping[str, Any], model: ModelSpec) -> None:
-    own = contract.get("model") or {}
+    own = _section(contract, "model")
     name = own.get("name", "an unnamed model")
     if isinstance(own.get("config"), dict):
         measured = model_from_config(str(name), own["config"])
@@ -155,7 +160,7 @@ def _check_model(study: str, contract: Mapping[str, Any], model: ModelSpec) -> N
 def _matching_type(
     study: str, contract: Mapping[str, Any], gpu_types: Mapping[str, Sequence[str]]
 ) -> str:
-    device = str((contract.get("hardware") or {}).get("gpu", "an unknown GPU"))
+    device = str(_section(contract, "hardware").get("gpu", "an unknown GPU"))
     bare = device.removeprefix("NVIDIA ")
     for name, nvml_names in gpu_types.items():
         if device == name or bare in nvml_names:
@@ -171,6 +176,14 @@ def _is_usable(record: TrialRecord) -> bool:
         return False
     pair = (record.tokens_per_s, record.predicted_tokens_per_s)
     return bool(record.predicted_bytes) and all(v and math.isfinite(v) and v > 0 for v in pair)
+
+
+def _plan_is_known(record: TrialRecord) -> bool:
+    """Tell whether this version of autotune knows every field of the plan."""
+    try:
+        return record.plan_object.world_size > 0
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _memory_bytes(record: TrialRecord) -> int | None:
@@ -201,7 +214,7 @@ def _median_ratio(ratios: Iterable[float]) -> float:
 
 def _differences(contract: Mapping[str, Any], workload: Workload) -> list[str]:
     """Name what of the study's workload differs; factors carry over less the more there is."""
-    measured = contract.get("workload") or {}
+    measured = _section(contract, "workload")
     asked = workload.model_dump(mode="json")
     words = [
         f"{key} {_short(measured[key])} there, {_short(value)} here"
@@ -231,5 +244,5 @@ def _scale_memory(memory: MemoryEstimate, factor: float) -> MemoryEstimate:
 
 
 def _scale_time(time: TimeEstimate, factor: float) -> TimeEstimate:
-    scaled = {name: value * factor for name, value in time.components.items()}
+    scaled: dict[str, Any] = {name: value * factor for name, value in time.components.items()}
     return replace(time, **scaled)

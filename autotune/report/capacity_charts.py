@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ def build_charts(question: Question, cells: Sequence[Cell]) -> list[Chart]:
     """Return the charts that have anything to draw: time and cost, or what a budget trains."""
     if question.tokens is None:
         wanted = [
-            _chart("tokens", "Tokens within the budget", "billion tokens", cells, _billions),
+            _chart("tokens", "Tokens within the budget", "billions of tokens", cells, _billions),
             _chart("days", "Days they take", "days", cells, lambda c: c.days),
         ]
     else:
@@ -39,9 +40,7 @@ def build_charts(question: Question, cells: Sequence[Cell]) -> list[Chart]:
         if priced:
             wanted.append(_chart("cost", "Cost", "cost", priced, lambda c: c.cost))
         else:
-            wanted.append(
-                _chart("hours", "GPU-hours", "GPU-hours", cells, lambda c: c.gpu_hours)
-            )
+            wanted.append(_chart("hours", "GPU-hours", "GPU-hours", cells, lambda c: c.gpu_hours))
     return [chart for chart in wanted if chart is not None]
 
 
@@ -68,12 +67,18 @@ def _chart(
     ]
     y_axis: dict[str, Any] = {"title": {"text": unit}, "rangemode": "tozero"}
     if max(values) > _LOG_FROM_RATIO * min(values):
-        y_axis = {"title": {"text": f"{unit} (log)"}, "type": "log", "dtick": "D1"}
+        ticks = _log_ticks(min(values), max(values))
+        y_axis = {
+            "title": {"text": f"{unit} (log)"},
+            "type": "log",
+            "tickvals": ticks,
+            "ticktext": [f"{tick:,g}" for tick in ticks],
+        }
     low, high = min(drawn, key=lambda e: e[1]), max(drawn, key=lambda e: e[1])
     return Chart(
         key=key,
         title=f"{title} by number of GPUs",
-        summary=f"From {words.figure(low[1])} {unit} on {low[0].describe()} to "
+        summary=f"{title}: from {words.figure(low[1])} on {low[0].describe()} to "
         f"{words.figure(high[1])} on {high[0].describe()}. Hollow marks are at risk of not "
         "fitting; what does not fit is not drawn.",
         figure={
@@ -89,6 +94,16 @@ def _chart(
             },
         },
     )
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return the values 1, 2 and 5 of each power of ten between, and one beyond each end."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    below = [tick for tick in ticks if tick < low][-1:]
+    above = [tick for tick in ticks if tick > high][:1]
+    return [*below, *inside, *above]
 
 
 def _trace(index: int, name: str, points: Sequence[tuple[Cell, float]], unit: str) -> Any:

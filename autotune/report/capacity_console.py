@@ -85,7 +85,7 @@ def _configurations(cells: Sequence[Cell]) -> Table:
 def _figures(question: Question, wide: bool) -> list[Column]:
     columns: list[Column] = [("tokens/s", lambda c: words.figure(c.tokens_per_s))]
     if wide:
-        columns.append(("memory", words.memory_words))
+        columns.append(("GiB", words.memory_words))
     if question.budget is not None:
         columns.append(("budget buys", lambda c: words.count_words(c.tokens_in_budget)))
     columns.append(("days", lambda c: words.figure(c.days)))

@@ -29,6 +29,7 @@ class Column:
     text: Callable[[Cell], str]
     sort: Callable[[Cell], float | str | None]
     is_number: bool = True
+    wraps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +157,7 @@ def _main_answer(question: Question, answers: Answers) -> tuple[str, Cell]:
 def _tiles(cell: Cell) -> list[tuple[str, str, str]]:
     tiles = [
         ("Throughput", words.figure(cell.tokens_per_s), f"tokens/s, {cell.basis}"),
-        ("Memory", words.memory_words(cell), "of each GPU"),
+        ("Memory", *_memory_tile(cell)),
         ("Days", words.figure(cell.days), f"{words.figure(cell.gpu_hours)} GPU-hours"),
     ]
     if cell.cost is not None:
@@ -166,6 +167,15 @@ def _tiles(cell: Cell) -> list[tuple[str, str, str]]:
     if cell.tokens_in_budget is not None:
         tiles.append(("Tokens", words.count_words(cell.tokens_in_budget), "within the budget"))
     return tiles
+
+
+def _memory_tile(cell: Cell) -> tuple[str, str]:
+    if cell.best is None or cell.hardware is None:
+        return words.NO_FIGURE, ""
+    return (
+        format_bytes(cell.best.memory.total_bytes),
+        f"of {format_bytes(cell.hardware.gpu.memory_bytes)} on each GPU",
+    )
 
 
 def _columns(question: Question) -> list[Column]:
@@ -199,8 +209,14 @@ def _columns(question: Question) -> list[Column]:
         columns.append(number("kWh", lambda c: c.kwh))
     return [
         *columns,
-        Column(name="Memory", text=words.memory_words, sort=memory),
-        text("Configuration", words.configuration),
+        Column(name="Memory, GiB", text=words.memory_words, sort=memory),
+        Column(
+            name="Configuration",
+            text=words.configuration,
+            sort=words.configuration,
+            is_number=False,
+            wraps=True,
+        ),
         text("Basis", lambda c: c.basis),
     ]
 
@@ -209,9 +225,7 @@ def _sort_key(value: float | str | None) -> float | str:
     return "" if value is None or value == words.NO_FIGURE else value
 
 
-def _gpus(
-    question: Question, cells: Sequence[Cell]
-) -> list[tuple[str, Sequence[tuple[str, str]]]]:
+def _gpus(question: Question, cells: Sequence[Cell]) -> list[tuple[str, Sequence[tuple[str, str]]]]:
     by_type: dict[str, HardwareSpec] = {}
     for cell in cells:
         if cell.hardware is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autotune.capacity import Answers, Calibration, Cell, Fit, Question
-from autotune.units import GIB, format_bytes
+from autotune.units import GIB
 
 FIT_WORDS = {Fit.FITS: "fits", Fit.AT_RISK: "at risk", Fit.OOM: "no", Fit.REFUSED: "refused"}
 NO_FIGURE = "\N{EM DASH}"
@@ -63,9 +63,7 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
             lines.append((label, f"no cell; the fastest takes {figure(fastest.days)} days"))
         else:
             lines.append((label, f"{answers.in_time.describe()}: {_takes(answers.in_time)}"))
-            lines.append(
-                ("Smallest in time", _by_type(answers.smallest_in_time, "no count asked for"))
-            )
+            lines.append(("Smallest in time", _by_type(answers.smallest_in_time)))
     if question.budget is not None:
         label = f"Budget of {figure(question.budget)}"
         best = answers.most_tokens
@@ -79,9 +77,7 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
     return lines
 
 
-def notes(
-    question: Question, cells: Sequence[Cell], calibration: Calibration | None
-) -> list[str]:
+def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | None) -> list[str]:
     """Say what the figures rest on and leave out."""
     said = [
         "Time is tokens over tokens/s: no start-up, evaluation, checkpoints or failures."
@@ -124,8 +120,10 @@ def _takes(cell: Cell) -> str:
     return ", ".join(parts)
 
 
-def _by_type(cells: Mapping[str, Cell | None], none: str = "none of the counts") -> str:
-    return "; ".join(f"{t}: {cell.num_gpus if cell else none}" for t, cell in cells.items())
+def _by_type(cells: Mapping[str, Cell | None]) -> str:
+    return "; ".join(
+        f"{t}: {cell.num_gpus if cell else 'none of the counts'}" for t, cell in cells.items()
+    )
 
 
 def _calibration_notes(calibration: Calibration) -> list[str]:
@@ -149,10 +147,8 @@ def _type_notes(cells: Sequence[Cell]) -> list[str]:
 
 
 def memory_words(cell: Cell) -> str:
-    """Return what a device needs of what it has, or a dash."""
+    """Return the GiB a device needs of those it has, or a dash."""
     if cell.best is None or cell.hardware is None:
         return NO_FIGURE
-    return (
-        f"{cell.best.memory.total_bytes / GIB:.1f} of "
-        f"{format_bytes(cell.hardware.gpu.memory_bytes)}"
-    )
+    have = cell.hardware.gpu.memory_bytes
+    return f"{cell.best.memory.total_bytes / GIB:.1f} of {have / GIB:.1f}"

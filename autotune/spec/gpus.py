@@ -155,7 +155,7 @@ def _required() -> list[str]:
     return [name for name, field in GpuEntry.model_fields.items() if field.is_required()]
 
 
-def _explain(problem: dict[str, Any], root: yaml.Node) -> str:
+def _explain(problem: dict[str, Any], root: yaml.Node | None) -> str:
     """Say what is wrong with one field, where, and what is near or allowed."""
     where = [part for part in problem["loc"] if part != "[key]"]
     name = ".".join(map(str, where))
@@ -168,9 +168,9 @@ def _explain(problem: dict[str, Any], root: yaml.Node) -> str:
     return f"{place}{name}: {problem['msg']} (given: {problem['input']!r})"
 
 
-def _line(node: yaml.Node, where: list[Any]) -> int:
+def _line(node: yaml.Node | None, where: list[Any]) -> int:
     """Return the line of the innermost key of `where` that the file holds, counted from 1."""
-    line = node.start_mark.line
+    line = node.start_mark.line if node else 0
     for part in where:
         if not isinstance(node, yaml.MappingNode):
             break
