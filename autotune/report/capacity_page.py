@@ -47,6 +47,7 @@ class Headline:
 
     label: str
     name: str
+    configuration: str
     tiles: Sequence[tuple[str, str, str]]
     """Label, figure, and the line below it."""
 
@@ -125,7 +126,12 @@ def _build(
     return Page(
         title=words.title(question),
         subtitle=workload,
-        headline=Headline(label=label, name=cell.describe(), tiles=_tiles(cell)),
+        headline=Headline(
+            label=label,
+            name=cell.describe(),
+            configuration=words.configuration(cell),
+            tiles=_tiles(cell),
+        ),
         answers=words.answer_lines(question, answers),
         columns=columns,
         rows=[

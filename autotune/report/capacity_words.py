@@ -97,7 +97,7 @@ def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | 
             "measures; --calibrate takes its study."
         )
     if calibration is not None:
-        said += _calibration_notes(calibration)
+        said += _calibration_notes(calibration) + _mixed_note(cells)
     said += _type_notes(cells)
     return said
 
@@ -138,6 +138,15 @@ def _calibration_notes(calibration: Calibration) -> list[str]:
         "the assumed efficiencies; not the links between other counts of GPUs or nodes, other "
         "sequence lengths, or offload.",
         *calibration.notes,
+    ]
+
+
+def _mixed_note(cells: Sequence[Cell]) -> list[str]:
+    if len({cell.basis for cell in cells if cell.runs}) < 2:
+        return []
+    return [
+        "Compare calibrated and predicted cells with care: a GPU type without a study may be as "
+        "far off as the calibrated one was."
     ]
 
 

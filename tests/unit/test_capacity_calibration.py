@@ -140,6 +140,7 @@ def test_only_its_own_gpu_is_calibrated(capsys, write, estimates):
         else:
             assert new == old and new["basis"] == "predicted"
     assert any("is calibrated by" in note for note in after["notes"])
+    assert any("Compare calibrated and predicted" in note for note in after["notes"])
 
 
 def test_factors_can_change_which_engine_is_best(capsys, write, estimates):

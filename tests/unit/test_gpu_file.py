@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from autotune.errors import AutotuneError
-from autotune.spec.gpus import GpuEntry, read_gpu_file
+from autotune.spec.gpus import GpuEntry, gpu_types, read_gpu_file
 from autotune.spec.hardware import load_hardware
 from autotune.units import GIB
 
@@ -33,6 +33,11 @@ def test_the_documented_example_is_a_gpu(write):
     assert hardware.gpu.memory_bytes == int(values["memory_gib"] * GIB)
     assert hardware.num_nodes == 16 // values["gpus_per_node"]
     assert hardware.gpu.power_w == values["power_w"]
+
+
+def test_the_document_lists_every_gpu():
+    for name in gpu_types():
+        assert f"`{name}`" in DOCUMENT or name == "cpu", name
 
 
 def test_the_document_explains_every_field():
