@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.memory import MemoryEstimate, Verdict, estimate_memory, fit_probability, verdict
 from autotune.plan import Plan, Recompute
 from autotune.rules import Violation, check_plan, check_strategy
-from autotune.spec.hardware import HardwareSpec
+from autotune.spec.hardware import HardwareSpec, check_precision
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Replicate, Strategy
 from autotune.spec.workload import Workload
@@ -133,7 +133,12 @@ def make_plan(
 def estimate_plan(
     model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
 ) -> Estimate:
-    """Check and estimate one plan; a broken rule is reported in `violations`, not raised."""
+    """Check and estimate one plan; a broken rule is reported in `violations`, not raised.
+
+    Raises:
+        AutotuneError: the device has no matrix units for the workload's precision.
+    """
+    check_precision(hardware.gpu, workload.precision)
     violations = check_plan(plan, model, workload, hardware)
     memory = estimate_memory(model, workload, plan, hardware)
     chance = fit_probability(memory, hardware)
@@ -163,6 +168,35 @@ def rank_plans(
         AutotuneError: every plan breaks a rule.
         NothingFitsError: no legal plan has a chance to fit.
     """
+    ranking = estimate_space(
+        model,
+        workload,
+        hardware,
+        strategies,
+        micro_batches=micro_batches,
+        cp_degrees=cp_degrees,
+        recompute=recompute,
+    )
+    if ranking.candidates[0].verdict is Verdict.OOM:
+        raise NothingFitsError(nothing_fits(model, hardware, ranking.candidates))
+    return ranking
+
+
+def estimate_space(
+    model: ModelSpec,
+    workload: Workload,
+    hardware: HardwareSpec,
+    strategies: Sequence[Strategy],
+    *,
+    micro_batches: Sequence[int] | None = None,
+    cp_degrees: Sequence[int] = CP_DEGREES,
+    recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+) -> Ranking:
+    """Estimate the whole space and order it, also when nothing fits.
+
+    Raises:
+        AutotuneError: every plan breaks a rule.
+    """
     started = time.perf_counter()
     plans = enumerate_plans(
         model,
@@ -190,14 +224,23 @@ def rank_plans(
         raise AutotuneError(
             f"No legal configuration of {model.name} on {hardware.describe()}: {listed}"
         )
-    candidates.sort(key=lambda e: (_ORDER[e.verdict], -e.time.tokens_per_s, e.plan.id))
-    if candidates[0].verdict is Verdict.OOM:
-        raise NothingFitsError(_nothing_fits(model, hardware, candidates))
     return Ranking(
-        candidates=tuple(candidates),
+        candidates=tuple(best_first(candidates)),
         rejected=tuple(rejected),
         space_size=len(plans),
         elapsed_s=time.perf_counter() - started,
+    )
+
+
+def best_first(candidates: Sequence[Estimate]) -> list[Estimate]:
+    """Order plans: those that fit by speed, then those at risk, then predicted OOMs."""
+    return sorted(candidates, key=lambda e: (_ORDER[e.verdict], -e.time.tokens_per_s, e.plan.id))
+
+
+def closest_to_fitting(candidates: Sequence[Estimate]) -> Estimate:
+    """Return the plan that misses by least."""
+    return max(
+        candidates, key=lambda e: (e.fit_probability, -e.memory.total_bytes, e.time.tokens_per_s)
     )
 
 
@@ -219,17 +262,12 @@ def _with_batches(
 
 
 def _batch(layout: Plan, micro_batch_size: int, grad_accum_steps: int) -> Plan:
-    values = layout.to_dict() | {
-        "micro_batch_size": micro_batch_size,
-        "grad_accum_steps": grad_accum_steps,
-    }
-    return Plan.from_dict(values)
+    return replace(layout, micro_batch_size=micro_batch_size, grad_accum_steps=grad_accum_steps)
 
 
-def _nothing_fits(model: ModelSpec, hardware: HardwareSpec, candidates: list[Estimate]) -> str:
-    closest = max(
-        candidates, key=lambda e: (e.fit_probability, -e.memory.total_bytes, e.time.tokens_per_s)
-    )
+def nothing_fits(model: ModelSpec, hardware: HardwareSpec, candidates: Sequence[Estimate]) -> str:
+    """Say what comes closest, by how much it misses, and what to do."""
+    closest = closest_to_fitting(candidates)
     misses = []
     need, have = closest.memory.total_bytes, hardware.gpu.memory_bytes
     if need > have:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from autotune.errors import AutotuneError
@@ -15,6 +16,12 @@ _BYTE_UNITS = {
     "t": 2**40, "tib": 2**40, "tb": 10**12,
 }  # fmt: skip
 _SECOND_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+
+def parse_count(text: str) -> int:
+    """Read ``"10B"``, ``"500M"``, ``"1T"`` or a plain number; the units are decimal."""
+    return math.ceil(_parse(text, _COUNT_UNITS, "a count", "500M, 10B or 1T"))
 
 
 def parse_bytes(text: str) -> int:
@@ -29,7 +36,8 @@ def parse_duration_s(text: str) -> float:
 
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, examples: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if not match or match[2].lower() not in units or float(match[1]) == 0:
+    readable = match and match[2].lower() in units and 0 < float(match[1]) < math.inf
+    if not match or not readable:
         raise AutotuneError(f"{text!r} is not {what}. Write it as {examples}.")
     return float(match[1]) * units[match[2].lower()]
 

@@ -23,6 +23,7 @@ VERBS = {
     "train": ("autotune.cli.train", "run the training a configuration describes"),
     "plan": ("autotune.cli.plan", "rank configurations by prediction; no GPU needed"),
     "estimate": ("autotune.cli.estimate", "predict memory and time of one configuration"),
+    "capacity": ("autotune.cli.capacity", "which GPUs, how many, how long, at what cost"),
     "report": ("autotune.cli.report", "write the CSV and HTML of a search again"),
 }
 _TRAIN_EXTRA = frozenset(

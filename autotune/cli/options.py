@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from autotune.spec.model import ModelSpec
 
 _DEFAULTS = Workload()
+GPU_TYPE_HELP = (
+    "a catalogue name (h100-sxm, a100-80gb, l40s, rtx-4090 ...; a wrong one lists all), a YAML "
+    "file of your own (docs/capacity.md), or cpu"
+)
 
 
 def positive_int(text: str) -> int:
@@ -110,8 +114,7 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gpu-type",
         metavar="TYPE",
-        help="h100-sxm, h200-sxm, a100-80gb, a100-40gb or cpu (default: the GPUs of this machine); "
-        "more than 8 are nodes of 8",
+        help=f"{GPU_TYPE_HELP} (default: the GPUs of this machine); more than 8 are nodes of 8",
     )
     group.add_argument(
         "--memory-limit",

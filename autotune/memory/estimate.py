@@ -91,7 +91,7 @@ def estimate_memory(
         parts = fixed | varying
         used = sum(parts.values())
         parts["allocator"] = int(used * _CPU_ALLOCATOR_OVERHEAD) if on_cpu else 0
-        parts["framework"] = 0 if on_cpu else _framework_bytes(plan)
+        parts["framework"] = 0 if on_cpu else framework_bytes(plan)
         by_instant[name] = parts
     totals = {name: sum(parts.values()) for name, parts in by_instant.items()}
     peak = max(totals, key=lambda name: totals[name])
@@ -104,7 +104,8 @@ def estimate_memory(
     )
 
 
-def _framework_bytes(plan: Plan) -> int:
+def framework_bytes(plan: Plan) -> int:
+    """Return what a CUDA process takes outside PyTorch's allocator."""
     return _CUDA_CONTEXT_BYTES + (_NCCL_BYTES if plan.world_size > 1 else 0)
 
 

@@ -7,20 +7,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from autotune.errors import AutotuneError, nearest
-from autotune.spec.catalogue import read_catalogue
+from autotune.errors import AutotuneError
+from autotune.spec.gpus import CPU, GpuEntry, find_gpu, gpu_types, match_nvml_name
+from autotune.spec.nvml import nvml_devices
 from autotune.spec.workload import Precision
 from autotune.units import GIB
 
-GPUS_PER_NODE = 8
-CPU = "cpu"
+__all__ = [
+    "GpuSpec", "HardwareSpec", "Link", "check_precision", "detect_hardware", "gpu_types",
+    "load_hardware",
+]  # fmt: skip
 _STAND_IN = "a100-80gb"
 _LOG = logging.getLogger(__name__)
 
 # NCCL, src/graph/tuning.cc: latency of one hop of a ring with the Simple protocol.
-_NVLINK_HOP_S = 3.4e-6
+_HOP_S = {"nvlink": 3.4e-6, "infinity-fabric": 3.4e-6, "pcie": 5.7e-6}
 _NETWORK_HOP_S = 9.6e-6
 
 # Rough: one core of an Intel Xeon with AVX-512, PyTorch 2.13, a product of 1024-wide matrices and a
@@ -54,6 +57,10 @@ class GpuSpec:
     host_link: Link
     """Between the device and its host's memory."""
     source: str
+    power_w: float | None = None
+    """What the board may draw in the long run (TDP); None when it is unknown."""
+    note: str = ""
+    """What holds for every prediction on it."""
 
     @property
     def is_cpu(self) -> bool:
@@ -88,18 +95,13 @@ class HardwareSpec:
         return f"{self.num_gpus} x {unit}{nodes}"
 
 
-def gpu_types() -> list[str]:
-    """Return the names `load_hardware` knows, aliases left out."""
-    return [*read_catalogue("gpus"), CPU]
-
-
 def load_hardware(
     gpu_type: str, num_gpus: int, memory_limit_bytes: int | None = None
 ) -> HardwareSpec:
-    """Describe hardware by name; more than 8 GPUs are whole nodes of 8.
+    """Describe hardware by name; more GPUs than a node holds are whole nodes.
 
     Args:
-        gpu_type: A catalogue name or alias, or ``cpu``.
+        gpu_type: A catalogue name or alias, the path of a YAML file (`gpus.GpuEntry`), or ``cpu``.
         num_gpus: Devices over all nodes.
         memory_limit_bytes: Lowers the memory of each device.
 
@@ -107,18 +109,21 @@ def load_hardware(
         AutotuneError: an unknown name, or a count that is no whole number of nodes.
     """
     _check_count(num_gpus)
-    entries = read_catalogue("gpus")
-    names = {alias: key for key, entry in entries.items() for alias in (key, *entry["aliases"])}
-    wanted = gpu_type.lower()
-    if wanted == CPU:
+    if gpu_type.lower() == CPU:
         return _cpu_hardware(num_gpus, memory_limit_bytes)
-    if wanted not in names:
-        raise AutotuneError(
-            f"Unknown GPU type {gpu_type!r}.{nearest(gpu_type, [*names, CPU])} "
-            f"Known: {', '.join(gpu_types())}."
-        )
-    hardware = _from_entry(names[wanted], entries[names[wanted]], num_gpus)
-    return _limit_memory(hardware, memory_limit_bytes)
+    name, entry = find_gpu(gpu_type)
+    return _limit_memory(_from_entry(name, entry, num_gpus), memory_limit_bytes)
+
+
+def check_precision(gpu: GpuSpec, precision: Precision) -> None:
+    """Refuse a precision the device has no matrix units for.
+
+    Raises:
+        AutotuneError: such as bf16 on a T4.
+    """
+    if precision not in gpu.peak_flops:
+        has = ", ".join(f"--precision {known}" for known in gpu.peak_flops)
+        raise AutotuneError(f"{gpu.name} has no {precision}. Use {has}, or another GPU.")
 
 
 def detect_hardware(
@@ -132,21 +137,27 @@ def detect_hardware(
     _check_count(num_gpus)
     if device == "cpu":
         return _cpu_hardware(num_gpus, memory_limit_bytes)
-    names, memory = _nvml_devices()
+    names, memory = nvml_devices()
     if num_gpus > len(names):
         raise AutotuneError(
             f"{num_gpus} GPUs asked for, {len(names)} found. Lower --gpus, or predict a larger "
             f"machine with 'autotune plan --gpus {num_gpus} --gpu-type TYPE'."
         )
-    entries = read_catalogue("gpus")
-    kind = next((k for k, e in entries.items() if _matches(names[0], e["nvml_names"])), None)
-    hardware = _from_entry(kind or _STAND_IN, entries[kind or _STAND_IN], num_gpus, False)
+    kind = match_nvml_name(names[0])
+    name, entry = find_gpu(kind or _STAND_IN)
+    hardware = _from_entry(name, entry, num_gpus, whole_nodes=False)
     gpu = hardware.gpu
     if kind is None:
         # Measuring needs no catalogue; predictions then only order what is measured.
         source = f"memory from NVML; its speed is unknown, that of {_STAND_IN} stands in for it"
         _LOG.warning("GPU %s is not in the catalogue: %s.", names[0], source)
-        gpu = replace(gpu, name=names[0], memory_bytes=min(memory[:num_gpus]), source=source)
+        gpu = replace(
+            gpu,
+            name=names[0],
+            memory_bytes=min(memory[:num_gpus]),
+            source=source,
+            power_w=None,
+        )
     usable = min(gpu.memory_bytes, *memory[:num_gpus])
     hardware = replace(
         hardware,
@@ -156,41 +167,42 @@ def detect_hardware(
     return _limit_memory(hardware, memory_limit_bytes)
 
 
-def _matches(device_name: str, known: list[str]) -> bool:
-    return any(device_name.removeprefix("NVIDIA ") == name for name in known)
-
-
 def _check_count(num_gpus: int) -> None:
     if num_gpus < 1:
         raise AutotuneError(f"The number of GPUs must be at least 1, not {num_gpus}.")
 
 
 def _from_entry(
-    name: str, entry: dict[str, Any], num_gpus: int, whole_nodes: bool = True
+    name: str, entry: GpuEntry, num_gpus: int, whole_nodes: bool = True
 ) -> HardwareSpec:
-    num_nodes = -(-num_gpus // GPUS_PER_NODE) if whole_nodes else 1
-    if num_gpus % num_nodes or (num_nodes > 1 and num_gpus % GPUS_PER_NODE):
-        below = num_gpus - num_gpus % GPUS_PER_NODE
+    per_node = entry.gpus_per_node
+    num_nodes = -(-num_gpus // per_node) if whole_nodes else 1
+    if num_nodes > 1 and num_gpus % per_node:
+        below = num_gpus - num_gpus % per_node
         raise AutotuneError(
-            f"{num_gpus} GPUs are no whole number of nodes of {GPUS_PER_NODE}. "
-            f"Nearest: {below} or {below + GPUS_PER_NODE}."
+            f"{num_gpus} GPUs are no whole number of nodes of {per_node}. "
+            f"Nearest: {below} or {below + per_node}."
         )
+    link = Link(alpha_s=_HOP_S[entry.link], bytes_per_s=entry.link_gb_per_s * 1e9)
+    network = Link(alpha_s=_NETWORK_HOP_S, bytes_per_s=entry.nic_gb_per_s * 1e9)
     gpu = GpuSpec(
         name=name,
-        memory_bytes=int(entry["memory_gib"] * GIB),
-        hbm_bytes_per_s=entry["hbm_tb_per_s"] * 1e12,
-        peak_flops={Precision(key): value * 1e12 for key, value in entry["tflops"].items()},
-        host_link=Link(alpha_s=_NETWORK_HOP_S, bytes_per_s=entry["pcie_gb_per_s"] * 1e9),
-        source=entry["source"],
+        memory_bytes=int(entry.memory_gib * GIB),
+        hbm_bytes_per_s=entry.hbm_tb_per_s * 1e12,
+        peak_flops={p: entry.tflops[p.value] * 1e12 for p in Precision if p.value in entry.tflops},
+        host_link=Link(alpha_s=_NETWORK_HOP_S, bytes_per_s=entry.host_link_gb_per_s * 1e9),
+        source=entry.provenance,
+        power_w=entry.power_w,
+        note=entry.note,
     )
     return HardwareSpec(
         gpu=gpu,
         gpus_per_node=num_gpus // num_nodes,
         num_nodes=num_nodes,
-        intra_node=Link(alpha_s=_NVLINK_HOP_S, bytes_per_s=entry["link_gb_per_s"] * 1e9),
-        inter_node=Link(alpha_s=_NETWORK_HOP_S, bytes_per_s=entry["nic_gb_per_s"] * 1e9),
-        host_memory_bytes=int(entry["host_memory_gib"] * GIB),
-        host_bytes_per_s=entry["host_gb_per_s"] * 1e9,
+        intra_node=link,
+        inter_node=link if num_gpus <= (entry.link_domain_gpus or 0) else network,
+        host_memory_bytes=int(entry.host_memory_gib * GIB),
+        host_bytes_per_s=entry.host_gb_per_s * 1e9,
     )
 
 
@@ -235,52 +247,3 @@ def _host_memory_bytes() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return total if text == "max" else min(total, int(text))
-
-
-def _visible_indices(visible: str, uuids: list[str]) -> list[int]:
-    """Read CUDA_VISIBLE_DEVICES as CUDA does: numbers or UUID prefixes, up to the first unknown."""
-    chosen = []
-    for word in (part.strip() for part in visible.split(",")):
-        if word.isdigit() and int(word) < len(uuids):
-            chosen.append(int(word))
-            continue
-        matches = [index for index, uuid in enumerate(uuids) if word and uuid.startswith(word)]
-        if len(matches) != 1:
-            break
-        chosen.append(matches[0])
-    return chosen
-
-
-def _nvml_devices() -> tuple[list[str], list[int]]:
-    """Return the names and total memory of the GPUs NVML sees."""
-    none_found = AutotuneError(
-        "No NVIDIA GPU found. Predict without one with 'autotune plan --gpu-type TYPE' "
-        f"(TYPE: {', '.join(gpu_types())}), or run on CPU processes with --device cpu."
-    )
-    try:
-        import pynvml
-    except ImportError as error:
-        raise AutotuneError(
-            "Finding GPUs needs nvidia-ml-py: pip install 'autotune-llm[train]'. Without it use "
-            "'autotune plan --gpu-type TYPE', or --device cpu."
-        ) from error
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise none_found from error
-    try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
-        names = [pynvml.nvmlDeviceGetName(handle) for handle in handles]
-        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles]
-        uuids = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-    finally:
-        pynvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        chosen = _visible_indices(visible, uuids)
-        names, memory = [names[index] for index in chosen], [memory[index] for index in chosen]
-    if not names:
-        raise none_found
-    return names, memory

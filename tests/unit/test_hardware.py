@@ -4,28 +4,9 @@ import types
 import pytest
 
 from autotune.errors import AutotuneError
-from autotune.spec.catalogue import read_catalogue
-from autotune.spec.hardware import detect_hardware, load_hardware
+from autotune.spec.hardware import check_precision, detect_hardware, load_hardware
+from autotune.spec.workload import Precision
 from autotune.units import GIB, MIB
-
-
-@pytest.mark.parametrize("name", read_catalogue("gpus"))
-def test_catalogue_entry(name):
-    hardware = load_hardware(name, 8)
-    gpu = hardware.gpu
-    assert hardware.num_gpus == 8 and hardware.num_nodes == 1
-    assert gpu.source and gpu.memory_bytes > 30 * GIB
-    assert gpu.peak_flops["bf16"] > gpu.peak_flops["fp32"] > 1e12
-    # Order of the memory hierarchy: HBM over NVLink over PCIe over the network card's share.
-    rates = [gpu.hbm_bytes_per_s, hardware.intra_node.bytes_per_s, gpu.host_link.bytes_per_s]
-    assert rates == sorted(rates, reverse=True) and rates[-1] > hardware.inter_node.bytes_per_s
-
-
-def test_aliases_are_unique_and_found():
-    entries = read_catalogue("gpus")
-    names = [n for key, entry in entries.items() for n in (key, *entry["aliases"])]
-    assert len(names) == len(set(names))
-    assert load_hardware("H200", 1).gpu.name == "h200-sxm"
 
 
 def test_nodes_of_eight():
@@ -38,6 +19,13 @@ def test_nodes_of_eight():
 def test_memory_limit_lowers_and_never_raises():
     assert load_hardware("h100", 1, 10 * GIB).gpu.memory_bytes == 10 * GIB
     assert load_hardware("h100", 1, 500 * GIB).gpu.memory_bytes < 80 * GIB
+
+
+def test_a_t4_has_no_bf16():
+    gpu = load_hardware("t4", 1).gpu
+    check_precision(gpu, Precision.FP32)
+    with pytest.raises(AutotuneError, match=r"t4 has no bf16\. Use --precision fp32"):
+        check_precision(gpu, Precision.BF16)
 
 
 def test_cpu_ranks_share_the_machine():

@@ -18,7 +18,7 @@ LAYERS = [
     {"trial"},
     {"config"},
     {"emit"},
-    {"search", "training"},
+    {"search", "training", "capacity"},
     {"report"},
     {"cli", "__main__"},
 ]

@@ -1,0 +1,163 @@
+"""The words and figures of a capacity plan, so that console and page say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autotune.capacity import Answers, Calibration, Cell, Fit, Question
+from autotune.units import GIB
+
+FIT_WORDS = {Fit.FITS: "fits", Fit.AT_RISK: "at risk", Fit.OOM: "no", Fit.REFUSED: "refused"}
+NO_FIGURE = "\N{EM DASH}"
+
+
+def figure(value: float | None) -> str:
+    """Write a number with at least three significant figures, or a dash."""
+    if value is None:
+        return NO_FIGURE
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    return f"{value:,.{digits}f}"
+
+
+def count_words(tokens: float | None) -> str:
+    """Write tokens as ``10B`` or ``512M``, or a dash."""
+    if tokens is None:
+        return NO_FIGURE
+    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if tokens >= factor:
+            return f"{tokens / factor:.3g}{letter}"
+    return f"{tokens:.0f}"
+
+
+def fit_words(cell: Cell) -> str:
+    """Say whether the cell fits, and by how much it does not."""
+    if cell.fit is Fit.AT_RISK and cell.best is not None:
+        return f"{FIT_WORDS[cell.fit]}, {cell.best.fit_probability:.0%}"
+    if cell.missing_bytes is not None:
+        return f"no, +{cell.missing_bytes / GIB:.1f} GiB"
+    return FIT_WORDS[cell.fit]
+
+
+def configuration(cell: Cell) -> str:
+    """Return the best configuration, the closest one of a cell that fits not, or a dash."""
+    return cell.best.plan.describe() if cell.best else NO_FIGURE
+
+
+def title(question: Question) -> str:
+    """Return what is asked, in one line."""
+    if question.tokens is not None:
+        return f"{question.model.name}: {count_words(question.tokens)} tokens"
+    return f"{question.model.name}: what a budget of {figure(question.budget)} trains"
+
+
+def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
+    """Return each answer as a label and its words."""
+    lines = [("Smallest that fits", _by_type(answers.smallest))]
+    fastest = answers.fastest
+    lines.append(("Fastest", f"{fastest.describe()}: {_takes(fastest)}"))
+    if answers.cheapest is not None:
+        lines.append(("Cheapest", f"{answers.cheapest.describe()}: {_takes(answers.cheapest)}"))
+    if question.deadline_s is not None and question.tokens is not None:
+        label = f"Within {figure(question.deadline_s / 86400)} days"
+        if answers.in_time is None:
+            lines.append((label, f"no cell; the fastest takes {figure(fastest.days)} days"))
+        else:
+            lines.append((label, f"{answers.in_time.describe()}: {_takes(answers.in_time)}"))
+            lines.append(("Smallest in time", _by_type(answers.smallest_in_time)))
+    if question.budget is not None:
+        label = f"Budget of {figure(question.budget)}"
+        best = answers.most_tokens
+        if best is None:
+            words = "no cell that fits has a price"
+        else:
+            words = f"{best.describe()}: {count_words(best.tokens_in_budget)} tokens at most"
+            if question.deadline_s is not None:
+                words += f", within {figure(question.deadline_s / 86400)} days"
+        lines.append((label, words))
+    return lines
+
+
+def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | None) -> list[str]:
+    """Say what the figures rest on and leave out."""
+    said = [
+        "Time is tokens over tokens/s: no start-up, evaluation, checkpoints or failures."
+        if question.tokens is not None
+        else "Tokens are what the budget pays for, without start-up, evaluation or failures."
+    ]
+    if question.prices:
+        said.append("Cost is GPU-hours at the price given, in its currency.")
+    if question.with_power:
+        said.append(
+            "kWh are the GPUs' boards at their TDP throughout: an upper bound for them, without "
+            "hosts, network and cooling."
+        )
+    if any(cell.basis == "predicted" for cell in cells):
+        said.append(
+            "Predicted, not measured: closed formulas with assumed efficiencies. 'autotune search' "
+            "measures; --calibrate takes its study."
+        )
+    if calibration is not None:
+        said += _calibration_notes(calibration) + _mixed_note(cells)
+    said += _type_notes(cells)
+    return said
+
+
+def reasons(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """Return the cells without a configuration, each with its reason, equal ones together."""
+    groups: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.reason:
+            groups.setdefault(cell.reason, []).append(cell.describe())
+    return [(", ".join(names), reason) for reason, names in groups.items()]
+
+
+def _takes(cell: Cell) -> str:
+    parts = [f"{figure(cell.tokens_per_s)} tokens/s"]
+    if cell.days is not None:
+        parts.append(f"{figure(cell.days)} days")
+    if cell.cost is not None:
+        parts.append(f"cost {figure(cell.cost)}")
+    return ", ".join(parts)
+
+
+def _by_type(cells: Mapping[str, Cell | None]) -> str:
+    return "; ".join(
+        f"{t}: {cell.num_gpus if cell else 'none of the counts'}" for t, cell in cells.items()
+    )
+
+
+def _calibration_notes(calibration: Calibration) -> list[str]:
+    factors = ", ".join(
+        f"{engine} x{own.tokens_per_s:.2f} in tokens/s and x{own.memory:.2f} in memory "
+        f"({own.num_trials} trial{'s' * (own.num_trials > 1)})"
+        for engine, own in calibration.by_engine.items()
+    )
+    return [
+        f"{calibration.gpu_type} is calibrated by {calibration.study}: {factors}; other engines "
+        f"by all its trials. That carries over how far this model's kernels on this GPU are from "
+        "the assumed efficiencies; not the links between other counts of GPUs or nodes, other "
+        "sequence lengths, or offload.",
+        *calibration.notes,
+    ]
+
+
+def _mixed_note(cells: Sequence[Cell]) -> list[str]:
+    if len({cell.basis for cell in cells if cell.runs}) < 2:
+        return []
+    return [
+        "Compare calibrated and predicted cells with care: a GPU type without a study may be as "
+        "far off as the calibrated one was."
+    ]
+
+
+def _type_notes(cells: Sequence[Cell]) -> list[str]:
+    gpus = {cell.gpu_type: cell.hardware.gpu for cell in cells if cell.hardware}
+    return [f"{name}: {gpu.note}" for name, gpu in gpus.items() if gpu.note]
+
+
+def memory_words(cell: Cell) -> str:
+    """Return the GiB a device needs of those it has, or a dash."""
+    if cell.best is None or cell.hardware is None:
+        return NO_FIGURE
+    have = cell.hardware.gpu.memory_bytes
+    return f"{cell.best.memory.total_bytes / GIB:.1f} of {have / GIB:.1f}"
