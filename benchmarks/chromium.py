@@ -43,11 +43,20 @@ class Page:
         """Everything fetched, beside the page itself and data: addresses."""
         self.console: list[str] = []
         """Console messages, uncaught exceptions, and what the browser itself complains about."""
+        self.version = str(self._call("Browser.getVersion")["product"])
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._call(f"{domain}.enable")
+
+    def reset(self) -> None:
+        """Leave the page; forget what was seen; a light system and a wide window again."""
+        self.go("about:blank")
+        self.requests.clear()
+        self.console.clear()
+        self.prefer("light")
+        self.window(1280)
 
     def window(self, width: int, height: int = 900) -> None:
         """Set the window's size in pixels."""

@@ -41,18 +41,21 @@ class Chart:
     """Pixels; a narrower window scrolls the chart sideways."""
 
 
-def thinned(items: Sequence[_T], always: Iterable[_T] = ()) -> tuple[list[_T], str]:
-    """Return at most `MAX_MARKS` of the items, evenly by their order, and a sentence saying so.
+def thinned(
+    items: Sequence[_T], always: Iterable[_T] = (), *, most: int = MAX_MARKS
+) -> tuple[list[_T], str]:
+    """Return at most `most` of the items, evenly by their order, and a sentence saying so.
 
     Args:
         items: Fastest first.
         always: Those that are kept whatever their place; the maximum is for the others.
+        most: The maximum.
     """
-    if len(items) <= MAX_MARKS:
+    if len(items) <= most:
         return list(items), ""
     kept = {id(item) for item in always}
-    step = len(items) / MAX_MARKS
-    kept |= {id(items[int(index * step)]) for index in range(MAX_MARKS)}
+    step = len(items) / most
+    kept |= {id(items[int(index * step)]) for index in range(most)}
     drawn = [item for item in items if id(item) in kept]
     return drawn, (
         f" {len(drawn):,} of {len(items):,} are drawn, evenly by speed; the table has all."

@@ -29,6 +29,7 @@ _SETTINGS: tuple[tuple[str, str], ...] = (
     ("micro_batch_size", "micro batch"),
     ("grad_accum_steps", "accumulation"),
 )
+_MAX_LINES = 200
 _SPREAD = 0.05
 """Height over which the lines through one value are spread, so that they do not hide each other."""
 _FAILED_AT = -0.14
@@ -55,7 +56,7 @@ def space_chart(study: Study, answer: Answer) -> Chart | None:
         for r in {r.plan_id: r for r in study.records}.values()
         if r.plan_id not in measured and r.outcome is not Outcome.INTERRUPTED
     ]
-    drawn, thinning = thinned([*ran, *failed], [answer.winner] if answer.winner else [])
+    drawn, thinning = thinned([*ran, *failed], most=_MAX_LINES)
     axes, constant = _axes([*ran, *failed], ran)
     traces = [
         *(
