@@ -42,6 +42,11 @@ _KINDS = {
     "seed": Kind.SEARCH,
 }
 """Of the contract's entries; every other one is the work."""
+_KIND_NAMES = {
+    Kind.MACHINE: "the machine",
+    Kind.VERSIONS: "versions",
+    Kind.SEARCH: "what was searched",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,11 +153,11 @@ def sentences(comparison: Comparison) -> list[str]:
         verdicts = [pair.verdict for pair in comparison.pairs]
         counts.append(
             f"Median ratio of tokens/s, second over first: "
-            f"{statistics.median(comparison.ratios):.3g}. Faster in the second: "
+            f"{statistics.median(comparison.ratios):.3f}. Faster in the second: "
             f"{verdicts.count(Verdict.FASTER)}, slower: {verdicts.count(Verdict.SLOWER)}, within "
             f"the noise: {verdicts.count(Verdict.TIE)}."
         )
-    return [*counts, *_winner_sentences(comparison)]
+    return [*_difference_sentence(comparison), *counts, *_winner_sentences(comparison)]
 
 
 def warning(comparison: Comparison) -> str:
@@ -210,6 +215,18 @@ def _pair(first: TrialRecord, second: TrialRecord, spread: float) -> Pair:
         if widths[0] is not None and widths[1] is not None:
             noise = max(math.hypot(widths[0], widths[1]), spread)
     return Pair(first=first, second=second, ratio=ratio, noise=noise)
+
+
+def _difference_sentence(comparison: Comparison) -> list[str]:
+    """Name what differed besides the work, of which the warning speaks."""
+    told = []
+    for kind in (Kind.MACHINE, Kind.VERSIONS, Kind.SEARCH):
+        names = [
+            d.name.partition(".")[2] or d.name for d in comparison.differences if d.kind is kind
+        ]
+        if names:
+            told.append(f"{_KIND_NAMES[kind]} ({', '.join(names)})")
+    return [f"Different: {'; '.join(told)}."] if told else []
 
 
 def _winner_sentences(comparison: Comparison) -> list[str]:

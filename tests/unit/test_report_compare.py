@@ -12,7 +12,7 @@ from rich.console import Console
 
 from autotune.cli import report
 from autotune.errors import AutotuneError
-from autotune.report.compare import Kind, Verdict, compare, to_document, warning
+from autotune.report.compare import Kind, Verdict, compare, sentences, to_document, warning
 from autotune.report.compare_console import print_comparison
 from autotune.report.compare_page import write_comparison
 from autotune.report.study import load_study
@@ -75,6 +75,9 @@ def test_other_work_is_warned_of_loudly_and_other_versions_are_not(tmp_path):
     assert comparison.differences[2].kind is Kind.SEARCH
     assert "workload.seq_len (512 against 1024)" in warning(comparison)
     assert "torch" not in warning(comparison)
+    assert (
+        sentences(comparison)[0] == "Different: versions (torch); what was searched (strategies)."
+    )
 
 
 def test_model_and_hardware_differences_are_named(tmp_path):
@@ -123,7 +126,7 @@ def test_console_says_what_differed_and_fits(tmp_path, width):
     flat = " ".join(out.getvalue().split())
     assert "WARNING: The two studies did not measure the same work" in flat
     assert "workload.global_batch_size: 64 against 32" in flat
-    assert "Median ratio of tokens/s, second over first: 1.25." in flat
+    assert "Median ratio of tokens/s, second over first: 1.250." in flat
     assert "Both have the same winner: zero2 mbs=4 x ga=8" in flat
     assert all(len(line) <= width for line in out.getvalue().splitlines())
 

@@ -35,7 +35,7 @@ def pairs_chart(comparison: Comparison) -> Chart | None:
         key="pairs",
         title="Tokens/s in one against the other",
         summary=f"{len(ran):,} plans that ran in both. Above the line the second was faster. The "
-        f"bars are the 95% interval of each measurement.{thinning}",
+        f"bars are plus and minus half the 95% interval of each.{thinning}",
         figure={
             "data": traces,
             "layout": layout("first, tokens/s", "second, tokens/s"),
