@@ -1,4 +1,4 @@
-"""`autotune report`: CSV and HTML again from a study's records."""
+"""`autotune report`: CSV and HTML again from a study's records, or two studies side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotune.errors import AutotuneError
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from autotune.report.study import Study
 
+_T = TypeVar("_T")
+COMPARISON = "comparison"
+"""Name of a comparison's files, without their suffix."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
@@ -22,21 +26,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "study", type=Path, metavar="DIR", help="study folder that `autotune search` wrote"
     )
     parser.add_argument(
-        "--csv", type=Path, metavar="PATH", help="where the table goes (default: DIR/trials.csv)"
+        "second", type=Path, nargs="?", metavar="DIR2", help="a second study to compare it with"
     )
     parser.add_argument(
-        "--html", type=Path, metavar="PATH", help="where the page goes (default: DIR/report.html)"
+        "--compare", type=Path, metavar="DIR2", help="another way to name the second study"
+    )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="PATH",
+        help="where the table goes (default: DIR/trials.csv; of two studies DIR/comparison.csv)",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="PATH",
+        help="where the page goes (default: DIR/report.html; of two studies DIR/comparison.html)",
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of a table"
     )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write both reports and print the answer; 0 also when no configuration fitted."""
-    # Here, so that `autotune --help` does not pay for rich and jinja2.
-    from rich.console import Console
+    if args.second is not None and args.compare is not None:
+        raise AutotuneError(
+            f"Two second studies: {args.second} and --compare {args.compare}. Give one of them."
+        )
+    second = args.second or args.compare
+    _check_paths(args)
+    return _report_one(args) if second is None else _report_two(args, second)
 
+
+def _check_paths(args: argparse.Namespace) -> None:
+    for flag, path in (("--csv", args.csv), ("--html", args.html)):
+        if path is not None and path.is_dir():
+            raise AutotuneError(f"{flag} {path} is a folder. Give the name of a file.")
+    if args.csv is not None and args.html is not None and args.csv.resolve() == args.html.resolve():
+        raise AutotuneError(f"--csv and --html are both {args.csv}. Give two names.")
+
+
+def _report_one(args: argparse.Namespace) -> int:
+    # Here, so that `autotune --help` does not pay for rich and jinja2.
+    from autotune.cli.tables import make_console
     from autotune.report.console import print_result
     from autotune.report.csv import write_csv
     from autotune.report.html import write_html
@@ -48,19 +82,48 @@ def run(args: argparse.Namespace) -> int:
     _write(write_csv, study, csv_path)
     _write(write_html, study, html_path)
     if args.json:
-        document = _document(study) | {"csv": str(csv_path), "html": str(html_path)}
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        _print_json(_document(study), csv_path, html_path)
     else:
-        print_result(study, Console())
-    Console(stderr=True).print(
-        f"Wrote {csv_path} and {html_path}", markup=False, highlight=False, soft_wrap=True
-    )
+        print_result(study, make_console())
+    return _end(args, csv_path, html_path)
+
+
+def _report_two(args: argparse.Namespace, second: Path) -> int:
+    from autotune.cli.tables import make_console
+    from autotune.report.compare import compare, to_document
+    from autotune.report.compare_console import print_comparison
+    from autotune.report.compare_page import write_comparison, write_comparison_csv
+    from autotune.report.study import load_study
+
+    comparison = compare(load_study(args.study), load_study(second))
+    csv_path = args.csv or args.study / f"{COMPARISON}.csv"
+    html_path = args.html or args.study / f"{COMPARISON}.html"
+    _write(write_comparison_csv, comparison, csv_path)
+    _write(write_comparison, comparison, html_path)
+    if args.json:
+        _print_json(to_document(comparison), csv_path, html_path)
+    else:
+        print_comparison(comparison, make_console())
+    return _end(args, csv_path, html_path)
+
+
+def _print_json(document: dict[str, Any], csv_path: Path, html_path: Path) -> None:
+    document |= {"csv": str(csv_path), "html": str(html_path)}
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+
+
+def _end(args: argparse.Namespace, csv_path: Path, html_path: Path) -> int:
+    sys.stderr.write(f"Wrote {csv_path} and {html_path}\n")
+    if args.open:
+        from autotune.report.browser import open_page
+
+        sys.stderr.write(open_page(html_path) + "\n")
     return 0
 
 
-def _write(write: Callable[[Study, Path], None], study: Study, path: Path) -> None:
+def _write(write: Callable[[_T, Path], None], subject: _T, path: Path) -> None:
     try:
-        write(study, path)
+        write(subject, path)
     except OSError as error:
         raise AutotuneError(
             f"{path} cannot be written: {error.strerror or error}. Give another path with --csv "

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     with locked(folder):
         resumed = open_study(folder, contract)
         progress = LiveProgress()
-        _say_contract(contract, folder, resumed, len(families))
+        progress.note(_contract_words(contract, folder, resumed, len(families)))
         tuner = Tuner(folder, families, _job(args, contract), progress)
         outputs = Outputs(folder, contract, rejected + left_out, seed=args.seed)
         stopped = tuner.run(
@@ -219,15 +219,15 @@ def _need_train_extra() -> None:
         )
 
 
-def _say_contract(contract: Contract, folder: Path, resumed: bool, families: int) -> None:
+def _contract_words(contract: Contract, folder: Path, resumed: bool, families: int) -> str:
     workload = contract.workload
     data = contract.datasets[0].path if contract.datasets else "synthetic documents"
     word = "Resuming" if resumed else "Study"
-    sys.stderr.write(
+    return (
         f"{word} in {folder}: {contract.base_model} on {contract.hardware.describe()}, sequence "
         f"{workload.seq_len}, global batch {workload.global_batch_size} sequences, "
         f"{workload.precision}, {'packed' if workload.packing else 'not packed'}, {data}; "
-        f"{families} families of configurations.\n"
+        f"{families} families of configurations."
     )
 
 

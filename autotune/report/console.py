@@ -95,9 +95,9 @@ class LiveProgress:
         if record.outcome is not Outcome.OK:
             reason = words.first_line(record.message, 100)
             outcome = words.OUTCOME_WORDS[record.outcome]
-            self._line(f"  {name}: {outcome}" + (f": {reason}" if reason else ""), "yellow")
+            self._line(f"{name}: {outcome}" + (f": {reason}" if reason else ""), "yellow", indent=2)
             return
-        self._line(f"  {name}: {_figures(record)}" + ("  best so far" if is_best else ""))
+        self._line(f"{name}: {_figures(record)}" + ("  best so far" if is_best else ""), indent=2)
 
     def _count(self, record: TrialRecord) -> bool:
         """Count a record; tell whether it is the best so far."""
@@ -131,10 +131,14 @@ class LiveProgress:
             self._live.stop()
             self._live = None
 
-    def _line(self, text: str, style: str = "") -> None:
-        # Without a terminal a line stays one line, however long: it is read by grep.
-        one_line = not self._console.is_terminal
-        self._console.print(Text(text, style=style), soft_wrap=one_line, highlight=False)
+    def _line(self, text: str, style: str = "", indent: int = 0) -> None:
+        if self._console.is_terminal:
+            line = Padding(Text(text, style=style), (0, 0, 0, indent), expand=False)
+            self._console.print(line, highlight=False)
+        else:
+            # A line stays one line, however long: it is read by grep.
+            line_text = Text(" " * indent + text)
+            self._console.print(line_text, soft_wrap=True, highlight=False)
 
     def _counter(self, n: int) -> str:
         return f"[{n}/{self._total_launches}]" if self._total_launches else f"[{n}]"
@@ -199,7 +203,7 @@ def print_result(study: Study, console: Console) -> None:
     if answer.winner is None:
         console.print(Text("No configuration ran to the end.", style="bold"))
         for sentence in advise(study):
-            console.print(Padding(Text(words.clean(sentence)), (0, 0, 0, 2)))
+            console.print(Padding(Text(words.clean(sentence)), (0, 0, 0, 2), expand=False))
         return
     console.print(_ranking(study, wide=console.width >= _WIDE_COLUMNS))
     ran = standings(study.records)
@@ -213,9 +217,9 @@ def print_result(study: Study, console: Console) -> None:
     head = "Best" if answer.is_final else "Best so far (the search has not ended)"
     console.print()
     console.print(Text(f"{head}: {words.plan_name(answer.winner.plan)}", style="bold"))
-    console.print(Padding(Text(_figures(answer.winner)), (0, 0, 0, 2)))
+    console.print(Padding(Text(_figures(answer.winner)), (0, 0, 0, 2), expand=False))
     for sentence in explain(answer):
-        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+        console.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
 
 
 def _ranking(study: Study, *, wide: bool) -> Table:

@@ -52,10 +52,11 @@ def _plan_keys(records: Iterable[TrialRecord]) -> tuple[str, ...]:
 
 def _row(record: TrialRecord, plan_keys: Sequence[str]) -> list[Any]:
     cells: list[Any] = []
-    for name, value in record.to_dict().items():
-        if name == "plan":
+    for field in fields(TrialRecord):
+        value = getattr(record, field.name)
+        if field.name == "plan":
             cells += [value.get(key) for key in plan_keys]
-        elif isinstance(value, list):
+        elif isinstance(value, tuple):
             cells.append(";".join(repr(item) for item in value))
         else:
             cells.append(value)

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page that asks for nothing from anywhere."""
+"""The pages: self-contained, asking for nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,48 +15,67 @@ from autotune.report.answer import find_answer
 from autotune.report.charts import Chart, build_charts
 from autotune.report.page import build_page
 from autotune.report.study import Study
+from autotune.report.table import Table
 
 _TEMPLATES = files("autotune.report") / "templates"
 
 
 def write_html(study: Study, path: Path) -> None:
-    """Write the page; it appears whole or not at all.
+    """Write a study's page; it appears whole or not at all."""
+    write_page(render(study), path)
 
-    Every script is in the page, and its content security policy names their hashes and nothing
-    else: text of the study that slipped through the escaping would still not run, and no request
-    could leave. plotly.js is the one of the installed `plotly` package, about 5 MB.
-    """
-    text = render(study)
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page; it appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def render(study: Study) -> str:
-    """Return the page's text."""
+    """Return the text of a study's page."""
+    answer = find_answer(study)
+    page = build_page(study, answer)
+    tables = [page.trials] if page.trials.rows else []
+    return render_page(
+        "report.html.j2", charts=build_charts(study, answer), tables=tables, page=page
+    )
+
+
+def render_page(
+    template: str, *, charts: Sequence[Chart], tables: Sequence[Table], **values: Any
+) -> str:
+    """Return a page made from a template that extends ``base.html.j2``.
+
+    Every script is in the page, and its content security policy names their hashes and nothing
+    else: text of the study that slipped through the escaping would still not run, and no request
+    could leave. plotly.js is the one of the installed `plotly` package, about 5 MB; a page without
+    a chart does not carry it.
+    """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    answer = find_answer(study)
-    charts = build_charts(study, answer)
-    scripts = [_template("report.js")]
+    early, late = [_template("theme.js")], [_template("report.js")]
     if charts:
-        scripts.insert(0, get_plotlyjs())
+        late.insert(0, get_plotlyjs())
     environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.from_string(_template("report.html.j2")).render(
-        page=build_page(study, answer),
+    return environment.get_template(template).render(
         charts=charts,
         figures=Markup(_script_json({chart.key: _figure(chart) for chart in charts})),
+        table_data={table.key: Markup(_script_json(table.data())) for table in tables},
         style=Markup(_template("report.css")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
+        early_scripts=[Markup(script) for script in early],
+        scripts=[Markup(script) for script in late],
+        policy=_policy(early + late),
+        **values,
     )
 
 

@@ -8,39 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.report import words
-from autotune.report.answer import (
-    Answer,
-    advise,
-    explain,
-    relative_half_width,
-    standings,
-)
+from autotune.report.answer import Answer, advise, explain, standings
 from autotune.report.contract import Facts, contract
+from autotune.report.reasons import readable_sizes
 from autotune.report.study import Study
+from autotune.report.table import Table
+from autotune.report.trials_table import trials_table
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 from autotune.units import format_duration
 
 _MAX_RIVALS = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One table cell: its text, and what it is sorted by."""
-
-    text: str
-    sort: float | str = ""
-    is_number: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One trial."""
-
-    cells: tuple[Cell, ...]
-    outcome: str
-    is_winner: bool
-    failed: bool
+MAX_LISTED = 200
+"""Entries of a list that is not a table: a page with thousands would be slow to open."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +44,8 @@ class Rejection:
     code: str
     reason: str
     plans: tuple[str, ...]
+    """Names of the first `MAX_LISTED`."""
+    num_plans: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,12 +86,13 @@ class Page:
     why: Sequence[str]
     advice: Sequence[str]
     rivals: Sequence[RivalRow]
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    outcomes: Sequence[str]
+    trials: Table
+    num_records: int
     any_composed: bool
     composed_note: str
     failures: Sequence[Failure]
+    """The first `MAX_LISTED`; the table has the others with the first line of their reason."""
+    num_failures: int
     rejections: Sequence[Rejection]
     num_rejected: int
     contract: Sequence[tuple[str, Facts]]
@@ -118,15 +101,9 @@ class Page:
     notes: Sequence[str]
 
 
-COLUMNS = (
-    "Configuration", "Outcome", "Tokens/s", "\N{PLUS-MINUS SIGN}", "Step", "Predicted step",
-    "Reserved", "Allocated", "Predicted memory", "Launch",
-)  # fmt: skip
-
-
 def build_page(study: Study, answer: Answer) -> Page:
     """Work out the page."""
-    rows = [_row(record, answer.winner) for record in _fastest_first(study.records)]
+    failed = [r for r in study.records if r.outcome is not Outcome.OK]
     return Page(
         title=words.clean(study.model_name),
         subtitle=_subtitle(study),
@@ -145,12 +122,12 @@ def build_page(study: Study, answer: Answer) -> Page:
             )
             for rival in answer.rivals[:_MAX_RIVALS]
         ],
-        columns=COLUMNS,
-        rows=rows,
-        outcomes=sorted({row.outcome for row in rows}),
+        trials=trials_table(study, answer),
+        num_records=len(study.records),
         any_composed=any(words.is_composed(record) for record in study.records),
         composed_note=words.COMPOSED_NOTE,
-        failures=[_failure(r) for r in study.records if r.outcome is not Outcome.OK],
+        failures=[_failure(r) for r in failed[:MAX_LISTED]],
+        num_failures=len(failed),
         rejections=_rejections(study),
         num_rejected=len(study.rejected),
         contract=contract(study),
@@ -214,49 +191,13 @@ def _tokens_range(record: TrialRecord) -> str:
     return f"{words.rate(low)} to {words.rate(high)} (95%)"
 
 
-def _fastest_first(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return sorted(
-        records, key=lambda r: (r.outcome is Outcome.OK, r.tokens_per_s or 0), reverse=True
-    )
-
-
-def _row(record: TrialRecord, winner: TrialRecord | None) -> Row:
-    composed = words.is_composed(record)
-    half = relative_half_width(record)
-    outcome = words.OUTCOME_WORDS[record.outcome]
-    name = words.plan_name(record.plan)
-    cells = (
-        Cell(text=name, sort=name),
-        Cell(text=outcome, sort=outcome),
-        _number(words.rate(record.tokens_per_s, composed), record.tokens_per_s),
-        _number(words.NOT_MEASURED if half is None else words.percent(half), half),
-        _number(words.seconds(record.step_s, composed), record.step_s),
-        _number(words.seconds(record.predicted_step_s), record.predicted_step_s),
-        _number(words.size(record.peak_reserved_bytes), record.peak_reserved_bytes),
-        _number(words.size(record.peak_allocated_bytes), record.peak_allocated_bytes),
-        _number(words.size(record.predicted_bytes), record.predicted_bytes),
-        _number(str(record.launch), record.launch),
-    )
-    key = (record.plan_id, record.launch)
-    return Row(
-        cells=cells,
-        outcome=outcome,
-        is_winner=winner is not None and key == (winner.plan_id, winner.launch),
-        failed=record.outcome is not Outcome.OK,
-    )
-
-
-def _number(text: str, value: float | None) -> Cell:
-    return Cell(text=text, sort="" if value is None else value, is_number=True)
-
-
 def _failure(record: TrialRecord) -> Failure:
     message = words.clean(record.message).strip()
     reason = words.first_line(message, 400)
     return Failure(
         name=words.plan_name(record.plan),
         outcome=words.OUTCOME_WORDS[record.outcome],
-        reason=reason or "no reason was recorded",
+        reason=readable_sizes(reason) or "no reason was recorded",
         details="" if reason == message else message,
         launch=record.launch,
         log_dir=words.clean(record.log_dir),
@@ -270,6 +211,6 @@ def _rejections(study: Study) -> list[Rejection]:
         plan: Any = entry.get("plan")
         groups[key].append(words.plan_name(plan) if isinstance(plan, dict) else words.clean(plan))
     return [
-        Rejection(code=code, reason=reason, plans=tuple(plans))
+        Rejection(code=code, reason=reason, plans=tuple(plans[:MAX_LISTED]), num_plans=len(plans))
         for (code, reason), plans in sorted(groups.items())
     ]

@@ -1,168 +1,227 @@
-"""The page in a real browser: it draws, asks for nothing, and fits a phone."""
+"""The pages in a real browser: they draw, sort, filter, ask for nothing, and fit a phone."""
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import shutil
-import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
+from autotune.report.compare import compare
+from autotune.report.compare_page import write_comparison
 from autotune.report.html import write_html
 from autotune.report.study import load_study
+from autotune.report.table import PAGE_ROWS
 from autotune.trial.protocol import Outcome
-from tests.unit.report_studies import make_failure, make_plan, make_record, write_study
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)"
+from benchmarks.chromium import EXECUTABLE, chromium_page
+from benchmarks.report_speed import made_up_records
+from tests.unit.report_studies import (
+    make_failure,
+    make_plan,
+    make_record,
+    typical_records,
+    write_study,
 )
-DARK = "--blink-settings=preferredColorScheme=0"
-# Runs in the page that frames the report, whose window is exactly as wide as the frame.
-PROBE = """<!doctype html><link rel="icon" href="data:,"><body style="margin:0">
-<iframe id="frame" src="{page}" style="width:{width}px;height:900px;border:0"></iframe>
-<pre id="found"></pre><script>
-frame.onload = () => setTimeout(() => {{
-  const view = frame.contentWindow, page = frame.contentDocument;
-  {steps}
-  const root = page.documentElement;
-  found.textContent = JSON.stringify({{
-    client: root.clientWidth, scroll: root.scrollWidth,
-    drawn: page.querySelectorAll(".chart svg.main-svg").length,
-    points: page.querySelectorAll(".chart .point").length,
-    requests: view.performance.getEntriesByType("resource").map((entry) => entry.name),
-    rows: [...page.querySelectorAll("#trials tbody tr")].filter((row) => !row.hidden)
-      .map((row) => row.cells[0].textContent.trim()),
-    shown: page.getElementById("shown")?.textContent,
-    sorted: page.querySelector("[aria-sort]")?.textContent.trim(),
-    focus: page.activeElement.textContent.trim(),
-    tabs: page.querySelectorAll("#trials button, [tabindex='0'], summary, input, select").length,
-    ink: view.getComputedStyle(page.body).color,
-    chart: page.querySelector(".chart .xtick text")?.style.fill,
-    ran: view.hostile || 0,
-  }});
-}}, 800);
-</script>"""
+
+pytestmark = pytest.mark.skipif(
+    EXECUTABLE is None, reason="no chromium here (Debian: apt-get install chromium)"
+)
+CHARTS = {"throughput", "memory", "speed", "steps", "space", "timeline"}
+# Of every chart: the marks, boxes and lines in it.
+DRAWN = """Object.fromEntries([...document.querySelectorAll(".chart")].map((chart) => [
+  chart.id.replace("chart-", ""),
+  chart.querySelectorAll(".main-svg .point, .main-svg .js-line, .main-svg path.box").length,
+]))"""
+SCROLL_THROUGH = """(async () => {
+  for (const chart of document.querySelectorAll(".chart")) {
+    chart.scrollIntoView({block: "center"});
+    await new Promise((done) => setTimeout(done, 150));
+  }
+})()"""
+NAMES = "[...document.querySelectorAll('#trials tbody th')].map((cell) => cell.textContent.trim())"
+SHOWN = "document.getElementById('trials-shown').textContent"
+SORTED = "document.querySelector('#trials [aria-sort]')?.textContent"
+FOCUS = "document.activeElement.id || document.activeElement.textContent.trim()"
 
 
-def _chromium(tmp_path: Path, *arguments: str) -> tuple[str, list[str]]:
-    """Run the browser; return its standard output and the page's console messages."""
-    assert CHROMIUM is not None
-    ran = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-            "--virtual-time-budget=10000", *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )  # fmt: skip
-    return ran.stdout, [line for line in ran.stderr.splitlines() if ":CONSOLE" in line]
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium_page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
 
 
-def _look(page: Path, tmp_path: Path, *, width: int = 1280, steps: str = "", flags=()):
-    """Open the page from a web server: requests for a file:// address leave no trace."""
-    served = tmp_path / "served"
-    served.mkdir(exist_ok=True)
-    shutil.copy(page, served / "page.html")
-    (served / "probe.html").write_text(PROBE.format(page="page.html", width=width, steps=steps))
-    with _server(served) as address:
-        dom, console = _chromium(tmp_path, *flags, "--dump-dom", f"{address}/probe.html")
-    found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.S)
-    assert found and found[1], f"the probe said nothing; console: {console}"
-    return json.loads(html.unescape(found[1])), console
-
-
-@contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+@pytest.fixture
+def page(browser):
+    browser.reset()
+    return browser
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = write_study(tmp_path_factory.mktemp("study"))
     write_html(load_study(folder), folder / "report.html")
-    return folder / "report.html"
+    return (folder / "report.html").as_uri()
 
 
-@pytest.mark.parametrize("width", [380, 1280])
-def test_draws_every_chart_without_a_request_or_a_console_message(report, tmp_path, width):
-    found, console = _look(report, tmp_path, width=width)
-    assert console == []
-    assert found["drawn"] >= 4
-    assert found["points"] > 60, "16 configurations in three charts, and the boxes' steps"
-    assert found["requests"] == []
-    assert found["scroll"] <= found["client"] <= width, "the page itself scrolls sideways"
+def _clean(page):
+    """No message on the console, no request to anywhere, nothing wider than the window."""
+    widths = page.run("[document.documentElement.scrollWidth, innerWidth]")
+    return page.console == [] and page.requests == [] and widths[0] <= widths[1]
 
 
-def test_the_probe_sees_console_messages_requests_and_overflow(tmp_path):
-    page = tmp_path / "bad.html"
-    (tmp_path / "served").mkdir()
-    (tmp_path / "served" / "x.css").write_text("")
-    page.write_text(
-        "<!doctype html><link rel=stylesheet href=x.css><p style='width:900px'>wide</p>"
-        "<script>console.error('planted')</script>"
+@pytest.mark.parametrize("width", [360, 1280])
+def test_draws_every_chart_without_a_request_or_a_console_message(report, page, width):
+    page.window(width)
+    page.go(report)
+    page.run(SCROLL_THROUGH)
+    page.settle()
+    drawn = page.run(DRAWN)
+    assert set(drawn) == CHARTS
+    # 16 configurations that ran, and 8 steps of 12 of them; 16 + 6 lines; 6 + 16 trials.
+    assert drawn["throughput"] >= 16 and drawn["memory"] >= 16 and drawn["speed"] >= 16
+    assert drawn["steps"] >= 12 * 8 and drawn["space"] >= 7 and drawn["timeline"] >= 22
+    assert _clean(page), (page.console, page.requests)
+
+
+def test_the_page_sees_console_messages_requests_and_overflow(tmp_path, page):
+    (tmp_path / "x.css").write_text("")
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><link rel=stylesheet href=x.css><p style='width:1900px'>wide</p>"
+        "<script>console.error('planted'); fetch('http://127.0.0.1:9/').catch(() => 0);"
+        "setTimeout(() => { throw new Error('thrown') })</script>"
     )
-    found, console = _look(page, tmp_path, width=380)
-    assert any("planted" in line for line in console)
-    assert len(found["requests"]) == 1
-    assert found["scroll"] > found["client"]
+    page.go((tmp_path / "bad.html").as_uri())
+    assert any("planted" in line for line in page.console)
+    assert any("thrown" in line for line in page.console)
+    assert {address.rsplit("/", 1)[-1] for address in page.requests} == {"x.css", ""}
+    assert page.run("document.documentElement.scrollWidth > innerWidth")
 
 
-def test_dark_and_light_have_their_own_ink(report, tmp_path):
-    light, _ = _look(report, tmp_path)
-    dark, console = _look(report, tmp_path, flags=[DARK])
-    assert console == []
-    for found in (light, dark):
-        red = {int(re.findall(r"\d+", found[key])[0]) for key in ("ink", "chart")}
-        assert max(red) - min(red) < 60, "the charts have the page's ink"
-    assert int(re.findall(r"\d+", light["ink"])[0]) < 80
-    assert int(re.findall(r"\d+", dark["ink"])[0]) > 180
+def _brightness(page, selector, style="color"):
+    colour = page.run(f"getComputedStyle(document.querySelector('{selector}')).{style}")
+    return int(re.findall(r"\d+", colour)[0])
 
 
-def test_table_sorts_and_filters_by_keyboard_reachable_controls(report, tmp_path):
-    button = "page.querySelectorAll('#trials button')[{}]"
-    first, _ = _look(report, tmp_path)
-    assert first["rows"][0].startswith("zero2 mbs=4 x ga=8")
-    assert first["shown"] == "23 of 23" and first["tabs"] > 15
-    steps = button.format(6) + ".focus();" + "page.activeElement.click();" * 2
-    by_memory, console = _look(report, tmp_path, steps=steps)
-    assert console == []
-    assert by_memory["rows"][0].split()[1] == "mbs=1"
-    assert by_memory["sorted"].startswith("Reserved") and by_memory["focus"] == "Reserved"
-    assert {row.split()[0] for row in by_memory["rows"][-6:]} >= {"zero1", "fsdp2"}
-    steps = (
-        "const box = page.getElementById('find'); box.value = 'ZERO2  memory';"
-        "box.dispatchEvent(new view.Event('input'));"
+def test_theme_follows_the_system_and_a_choice_is_remembered(report, page):
+    page.prefer("dark")
+    page.go(report)
+    assert _brightness(page, "body") > 180, "light ink"
+    page.prefer("light")
+    page.settle()
+    assert _brightness(page, "body") < 80
+    axis = ".chart .xtick text"
+    assert _brightness(page, axis, "fill") < 80
+    page.run("document.getElementById('theme').focus()")
+    page.run(
+        "(() => { const box = document.getElementById('theme'); box.value = 'dark';"
+        "box.dispatchEvent(new Event('change')); })()"
     )
-    filtered, _ = _look(report, tmp_path, steps=steps)
-    assert filtered["rows"] == ["zero2 mbs=8 x ga=4"] and filtered["shown"] == "1 of 23"
+    page.settle()
+    assert _brightness(page, "body") > 180 and _brightness(page, axis, "fill") > 180
+    page.go(report)
+    assert _brightness(page, "body") > 180, "remembered"
+    assert page.run("document.getElementById('theme').value") == "dark"
+    assert _clean(page), page.console
+    page.run("localStorage.clear()")
 
 
-def test_hostile_study_runs_nothing(tmp_path):
+def test_table_sorts_by_click_and_by_key(report, page):
+    page.go(report)
+    assert page.run(NAMES)[1] == "zero2 mbs=4 x ga=8 answer"
+    assert page.run(SORTED) == "Tokens/s" and page.run(SHOWN) == "26 shown"
+    page.click("#trials th:nth-child(8) button")  # reserved memory, largest first
+    assert page.run(SORTED) == "Reserved"
+    largest = page.run(NAMES)
+    page.press("Enter")
+    smallest = page.run(NAMES)
+    assert page.run("document.querySelector('[aria-sort]').getAttribute('aria-sort')") == (
+        "ascending"
+    )
+    assert page.run(FOCUS) == "Reserved", "the focus stays where it was"
+    assert largest[0].split()[1] == "mbs=4" and smallest[0].split()[1] == "mbs=1"
+    # Nine trials have no measured memory: last in both directions.
+    assert set(largest[-9:]) == set(smallest[-9:])
+    page.press("Tab")
+    page.press(" ")
+    assert page.run(SORTED) == "Allocated", "the next column, by Tab and Space"
+    assert _clean(page), page.console
+
+
+def test_table_filters_by_text_outcome_and_strategy(report, page):
+    page.go(report)
+    page.click("#trials-find")
+    page.type("ZERO2  memory")
+    assert page.run(NAMES) == ["zero2 mbs=8 x ga=4"] and page.run(SHOWN) == "1 of 26 shown"
+    page.run("document.getElementById('trials-find').value = ''")
+    for name, value in (("outcome", "out of memory"), ("strategy", "fsdp2")):
+        page.run(
+            f"(() => {{ const box = document.getElementById('trials-{name}');"
+            f"box.value = '{value}'; box.dispatchEvent(new Event('change')); }})()"
+        )
+    assert page.run(NAMES) == ["fsdp2 mbs=8 x ga=4"]
+    assert page.run("document.querySelector('#trials tbody tr').className") == "failed"
+
+
+def test_everything_is_reached_by_keyboard_and_has_a_name(report, page):
+    page.go(report)
+    page.press("Tab")
+    assert page.run(FOCUS) == "Skip to the answer"
+    page.press("Enter")
+    assert page.run(FOCUS) == "main"
+    unnamed = page.run(
+        "[...document.querySelectorAll('input, select, button, [role=region], [role=img]')].filter("
+        "(e) => !(e.labels?.length || e.textContent.trim() || e.getAttribute('aria-label') ||"
+        " document.getElementById(e.getAttribute('aria-labelledby')))).length"
+    )
+    assert unnamed == 0
+    assert page.run("document.querySelectorAll('thead th:not([scope=col])').length") == 0
+
+
+def test_thousands_of_trials_are_paged_sorted_and_filtered_as_a_whole(tmp_path, page):
+    records = list(made_up_records(1200))
+    folder = write_study(tmp_path / "study", records, best_yml=None)
+    write_html(load_study(folder), folder / "report.html")
+    page.go((folder / "report.html").as_uri())
+    assert page.run(SHOWN) == f"1 to {PAGE_ROWS} of 1,203"
+    assert len(page.run(NAMES)) == PAGE_ROWS
+    first = page.run(NAMES)
+    page.click(".pager button:last-child")
+    assert page.run(SHOWN) == f"{PAGE_ROWS + 1} to {2 * PAGE_ROWS} of 1,203"
+    page.click(".pager button:first-child")
+    assert page.run(NAMES) == first
+    page.click("#trials th:nth-child(3) button")
+    slowest = min((r for r in records if r.tokens_per_s), key=lambda r: r.tokens_per_s or 0.0)
+    cell = page.run("document.querySelector('#trials tbody td.num').textContent")
+    assert cell.rstrip("*") == f"{slowest.tokens_per_s:,.0f}"
+    page.click("#trials-find")
+    page.type("zero1 out of memory")
+    found = sum(r.outcome is Outcome.OOM and r.plan["strategy"] == "zero1" for r in records)
+    assert page.run(SHOWN) == f"{found} of 1,203 shown" and len(page.run(NAMES)) == found
+    assert page.run("document.querySelector('.pager').hidden")
+    assert _clean(page), page.console
+
+
+def test_comparison_draws_and_sorts(tmp_path, page):
+    first = write_study(tmp_path / "a")
+    faster = [
+        replace(r, tokens_per_s=r.tokens_per_s * 1.1) if r.tokens_per_s else r
+        for r in typical_records()
+    ]
+    second = write_study(tmp_path / "b", faster, contract={"model": {"name": "other"}})
+    write_comparison(compare(load_study(first), load_study(second)), tmp_path / "page.html")
+    page.go((tmp_path / "page.html").as_uri())
+    page.run(SCROLL_THROUGH)
+    assert page.run(DRAWN)["pairs"] >= 16
+    assert "Not the same work" in page.run("document.querySelector('h1').textContent")
+    ratios = (
+        "[...document.querySelectorAll('#pairs tbody td:nth-child(4)')].map(c => c.textContent)"
+    )
+    page.click("#pairs th:nth-child(4) button")
+    assert page.run(ratios)[0] == "1.100" and page.run(ratios)[-1] == "\N{EM DASH}"
+    assert _clean(page), page.console
+
+
+def test_hostile_study_runs_nothing(tmp_path, page):
     hostile = "</script><script>window.hostile=1</script><img src=x onerror='window.hostile=2'>"
     plan = make_plan().to_dict() | {"strategy": hostile}
     records = [
@@ -172,20 +231,48 @@ def test_hostile_study_runs_nothing(tmp_path):
     ]
     folder = write_study(tmp_path / "study", records, contract={"model": {"name": hostile}})
     write_html(load_study(folder), folder / "report.html")
-    found, console = _look(folder / "report.html", tmp_path)
-    assert (found["ran"], console, found["requests"]) == (0, [], [])
-    assert found["drawn"] >= 4
+    page.go((folder / "report.html").as_uri())
+    page.run(SCROLL_THROUGH)
+    page.click("#trials th:nth-child(1) button")
+    assert page.run("window.hostile || 0") == 0
+    assert _clean(page), (page.console, page.requests)
+    assert all(page.run(DRAWN).values())
 
 
-def test_script_that_slipped_into_the_page_is_stopped_by_its_policy(report, tmp_path):
-    page = tmp_path / "slipped.html"
+def test_script_that_slipped_into_the_page_is_stopped_by_its_policy(report, tmp_path, page):
     slipped = "<script>window.hostile=1</script><img src=x onerror='window.hostile=2'></main>"
-    page.write_text(report.read_text().replace("</main>", slipped, 1))
-    found, console = _look(page, tmp_path)
-    assert found["ran"] == 0
-    assert any("Content Security Policy" in line for line in console)
+    text = _read(report).replace("</main>", slipped, 1)
+    (tmp_path / "slipped.html").write_text(text)
+    page.go((tmp_path / "slipped.html").as_uri())
+    assert page.run("window.hostile || 0") == 0
+    assert any("Content Security Policy" in line for line in page.console)
 
 
-def test_prints(report, tmp_path):
-    _chromium(tmp_path, DARK, f"--print-to-pdf={tmp_path / 'report.pdf'}", report.as_uri())
-    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+def _read(address):
+    from urllib.request import url2pathname
+
+    with open(url2pathname(address.removeprefix("file://"))) as file:
+        return file.read()
+
+
+def test_prints_every_chart_on_white_without_controls(report, tmp_path, page):
+    page.prefer("dark")
+    page.go(report)
+    # After the page's own listener, which was there first.
+    page.run(
+        "addEventListener('beforeprint', () => { window.printed = {"
+        "ink: getComputedStyle(document.body).color,"
+        "charts: document.querySelectorAll('.chart svg.main-svg').length,"
+        "rows: document.querySelectorAll('#trials tbody tr').length}; })"
+    )
+    page.run(
+        "matchMedia('print').addEventListener('change', (e) => { if (e.matches) window.controls ="
+        "getComputedStyle(document.querySelector('.controls')).display; })"
+    )
+    page.pdf(tmp_path / "report.pdf")
+    printed = page.run("window.printed")
+    assert printed["charts"] >= len(CHARTS) and printed["rows"] == 26
+    assert int(re.findall(r"\d+", printed["ink"])[0]) < 80, "dark ink, though the screen is dark"
+    assert page.run("window.controls") == "none"
+    assert (tmp_path / "report.pdf").stat().st_size > 50_000
+    assert _brightness(page, "body") > 180, "dark again after printing"

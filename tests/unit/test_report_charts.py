@@ -1,0 +1,121 @@
+"""What each chart draws is what the records hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autotune.report.answer import find_answer, pareto_front, standings
+from autotune.report.charts import build_charts
+from autotune.report.charts.figure import MAX_MARKS
+from autotune.report.study import load_study
+from tests.unit.report_studies import (
+    make_failure,
+    make_plan,
+    make_record,
+    typical_records,
+    write_study,
+)
+
+
+def _charts(tmp_path, records=None):
+    study = load_study(write_study(tmp_path, records))
+    return {chart.key: chart for chart in build_charts(study, find_answer(study))}
+
+
+def _trace(chart, name):
+    return next(trace for trace in chart.figure["data"] if trace["name"] == name)
+
+
+def test_front_is_the_pareto_front_in_order_of_memory(tmp_path):
+    records = typical_records()
+    line = _trace(_charts(tmp_path, records)["throughput"], "Pareto front")
+    front = pareto_front(standings(records))
+    assert line["y"] == [record.tokens_per_s for record in front]
+    assert line["x"] == sorted(line["x"]) and len(line["x"]) > 1
+
+
+def test_speed_is_compared_with_its_prediction_beside_the_identity_line(tmp_path):
+    record = make_record(make_plan(), step_s=2.0, predicted_tokens_per_s=20_000.0)
+    chart = _charts(tmp_path, [record])["speed"]
+    mark = _trace(chart, "zero2")
+    assert (mark["x"], mark["y"]) == ([20_000.0], [record.tokens_per_s])
+    line = _trace(chart, "predicted = measured")
+    assert line["x"] == line["y"] == [record.tokens_per_s, 20_000.0]
+    assert "Median absolute error 22%" in chart.summary
+
+
+def test_timeline_has_a_bar_a_launch_and_a_mark_a_trial_by_outcome(tmp_path):
+    plan = make_plan("zero2")
+    at = {"started_at": "2026-01-31T12:00:00Z", "launch_s": 40.0}
+    records = [
+        make_record(plan, **at),
+        replace(make_failure(make_plan("zero2", 8)), **at),
+        replace(make_record(make_plan("zero3"), launch=2), started_at="2026-01-31T13:01:00+01:00"),
+    ]
+    chart = _charts(tmp_path, records)["timeline"]
+    bars = _trace(chart, "launch")
+    assert bars["x"][:3] == ["2026-01-31T12:00:00", "2026-01-31T12:00:40", None]
+    assert bars["x"][3] == "2026-01-31T12:01:00", "a time with an offset is shown in UTC"
+    assert bars["y"] == ["zero2", "zero2", None, "zero3", "zero3", None]
+    assert len(_trace(chart, "ok")["x"]) == 2
+    failed = _trace(chart, "out of memory")
+    assert "2026-01-31T12:00:00" < failed["x"][0] < "2026-01-31T12:00:40"
+    assert failed["marker"]["symbol"] != _trace(chart, "ok")["marker"]["symbol"]
+    assert chart.summary.startswith("2 launches")
+
+
+@pytest.mark.parametrize("started", ["", "yesterday"])
+def test_launch_without_a_time_has_no_bar(tmp_path, started):
+    assert "timeline" not in _charts(tmp_path, [make_record(make_plan(), started_at=started)])
+
+
+def test_space_has_a_line_a_plan_through_the_settings_that_vary(tmp_path):
+    chart = _charts(tmp_path)["space"]
+    titles = chart.figure["layout"]["xaxis"]["ticktext"]
+    assert titles == [
+        "strategy",
+        "cp",
+        "recompute",
+        "micro batch",
+        "accumulation",
+        "tokens/s",
+    ]
+    lines = [t for t in chart.figure["data"] if t["name"] not in ("the answer",)]
+    assert sum(trace["y"].count(None) for trace in lines) == 16 + 6
+    failed = _trace(chart, "did not run to the end")
+    assert failed["line"]["dash"] == "dot", "not by colour alone"
+    assert all(y < 0 for y in failed["y"][len(titles) - 1 :: len(titles) + 1])
+    answer = _trace(chart, "the answer")
+    assert answer["y"][len(titles) - 1] == 1.0 and answer["text"][0].startswith("<b>zero2 mbs=4")
+
+
+def test_setting_that_is_everywhere_the_same_is_told_instead_of_drawn(tmp_path):
+    records = [make_record(make_plan("zero2", micro), step_s=2.0) for micro in (1, 2)]
+    chart = _charts(tmp_path, records)["space"]
+    assert chart.figure["layout"]["xaxis"]["ticktext"] == [
+        "micro batch",
+        "accumulation",
+        "tokens/s",
+    ]
+    assert "The same everywhere: strategy zero2, cp 1, recompute none." in chart.summary
+
+
+def test_thousands_of_marks_are_thinned_and_the_caption_says_so(tmp_path):
+    records = [
+        make_record(
+            make_plan("zero2", bucket_elements=number),
+            launch=number,
+            step_s=1 + number / 1000,
+            peak_reserved_bytes=1_000_000_000 - 1000 * number,
+        )
+        for number in range(1, 3 * MAX_MARKS)
+    ]
+    charts = _charts(tmp_path, records)
+    marks = _trace(charts["memory"], "zero2")
+    assert MAX_MARKS * 0.9 < len(marks["x"]) <= MAX_MARKS
+    assert f"{len(marks['x']):,} of {len(records):,} are drawn" in charts["memory"].summary
+    # Slower is smaller here, so all are on the front: none of it may go.
+    assert len(_trace(charts["throughput"], "Pareto front")["x"]) == len(records)
+    assert "Every 3th launch" in charts["timeline"].summary
