@@ -95,9 +95,10 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens is None and args.budget is None:
         raise AutotuneError("Give the length of the training with --tokens 10B, or --budget.")
     types = _types(args.gpu_type)
+    model = load_model(args.model)
     question = Question(
-        model=load_model(args.model),
-        workload=workload_from(args),
+        model=model,
+        workload=workload_from(args, model),
         tokens=parse_count(args.tokens) if args.tokens else None,
         budget=args.budget,
         deadline_s=parse_duration_s(args.deadline) if args.deadline else None,
