@@ -34,8 +34,9 @@ def canonical_keys(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any
         if key in kept:
             switch = kept.pop(key)
             _move(kept, key, ATTENTION, attention if switch else None, where, old)
-    if isinstance(kept.get("fsdp_config"), Mapping) and _FSDP_STATE_DICT in kept:
-        inner = dict(kept["fsdp_config"])
+    fsdp = kept.get("fsdp_config") or ({} if kept.get("fsdp") else None)
+    if isinstance(fsdp, Mapping) and _FSDP_STATE_DICT in kept:
+        inner = dict(fsdp)
         state = kept.pop(_FSDP_STATE_DICT)
         _move(inner, _FSDP_STATE_DICT, "final_state_dict_type", state, where, old)
         kept["fsdp_config"] = inner

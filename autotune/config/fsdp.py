@@ -134,16 +134,16 @@ def _version(fsdp: Section, outer: int | None, where: str) -> int | None:
 
 def _reshard(fsdp: Section, words: tuple[str, ...], where: str) -> bool:
     stated = fsdp.boolean("reshard_after_forward", True)
-    for word in words:
-        if word in _STRATEGIES and fsdp.has("reshard_after_forward"):
-            if stated is not _STRATEGIES[word][0]:
-                raise AutotuneError(
-                    f"{where}: fsdp: {word} and fsdp_config: reshard_after_forward: "
-                    f"{str(stated).lower()} contradict each other. Remove fsdp."
-                )
-        elif word in _STRATEGIES:
-            return _STRATEGIES[word][0]
-    return stated
+    listed = next((word for word in words if word in _STRATEGIES), None)
+    if listed is None:
+        return stated
+    reshard, _ = _STRATEGIES[listed]
+    if fsdp.has("reshard_after_forward") and stated is not reshard:
+        raise AutotuneError(
+            f"{where}: fsdp: {listed} and fsdp_config: reshard_after_forward: "
+            f"{str(stated).lower()} contradict each other. Remove fsdp."
+        )
+    return reshard
 
 
 def _offload(fsdp: Section, words: tuple[str, ...], where: str) -> bool:

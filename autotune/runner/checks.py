@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from autotune.plan import Engine, Plan, Recompute
-from autotune.runner.engines import decoder_layers
+from autotune.runner.compiling import count_compiled_layers, count_graphs, decoder_layers
 from autotune.runner.trainer import AutotuneTrainer, wrap_optimizer_step
 from autotune.runner.ulysses import CONTEXT
 from autotune.spec.model import model_from_config
@@ -75,19 +75,19 @@ def check_attention(
     return {"attention": kernel, "attention_shape": list(CONTEXT.last_shape)}
 
 
-def check_compiled(trainer: AutotuneTrainer) -> dict[str, Any]:
-    """Check, after the first step, that every decoder layer is compiled and that code was made."""
-    from torch._dynamo.utils import counters  # slow to import
+def check_compiled(trainer: AutotuneTrainer, graphs: int) -> dict[str, Any]:
+    """Check, after the first step, that every decoder layer is compiled and the step made graphs.
 
+    Args:
+        trainer: holds the prepared model.
+        graphs: how many were compiled in the step; those of an evaluation before it do not count.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    compiled = sum(layer._compiled_call_impl is not None for layer in decoder_layers(model))
-    _expect("compiled decoder layers", _text_config(model).num_hidden_layers, compiled)
-    graphs = int(counters["aot_autograd"]["ok"])
+    layers = count_compiled_layers(model)
+    _expect("compiled decoder layers", _text_config(model).num_hidden_layers, layers)
     if not graphs:
-        raise InvalidRunError(
-            "asked for torch.compile, but no graph was compiled in the first step"
-        )
-    return {"compiled_layers": compiled, "compiled_graphs": graphs}
+        raise InvalidRunError("asked for torch.compile, but the first step compiled no graph")
+    return {"compiled_layers": layers, "compiled_graphs": graphs}
 
 
 class CheckCallback(TrainerCallback):
@@ -99,6 +99,8 @@ class CheckCallback(TrainerCallback):
         self._trainer = trainer
         self._request = request
         self._found = found
+        self._compiles = request.train is not None and request.train.torch_compile
+        self._graphs_before = 0
         self._attention_checked = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -108,19 +110,21 @@ class CheckCallback(TrainerCallback):
         wrap_optimizer_step(self._trainer)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Count the first step's attention calls from zero."""
+        """Count the first step's attention calls and compiled graphs from zero."""
         if not self._attention_checked:
             CONTEXT.calls = CONTEXT.masked_calls = 0
+            self._graphs_before = count_graphs() if self._compiles else 0
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Check the attention path of the first step."""
+        """Check the attention path of the first step, and that it was compiled."""
         if not self._attention_checked:
             self._attention_checked = True
             micro_steps = self._trainer.args.gradient_accumulation_steps
             plan, request = self._trainer.plan, self._request
             self._found(check_attention(self._trainer, plan, request, micro_steps))
-            if request.train is not None and request.train.torch_compile:
-                self._found(check_compiled(self._trainer))
+            if self._compiles:
+                graphs = count_graphs() - self._graphs_before
+                self._found(check_compiled(self._trainer, graphs))
 
 
 def _engine_running(trainer: AutotuneTrainer) -> str:

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from autotune.emit.deepspeed import deepspeed_config
 from autotune.plan import Engine, Plan, Recompute
 from autotune.runner.cpu_shim import install_cpu_fsdp_shim
-from autotune.runner.ulysses import keep_attention_uncompiled
 from autotune.spec.model import model_from_config
 from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision
@@ -127,26 +126,6 @@ def enable_recompute(model: PreTrainedModel, plan: Plan) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         if reentrant:
             model.enable_input_require_grads()
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Have every decoder layer compiled by inductor at its first call, in place.
-
-    Layer by layer, because accelerate's way traces the model as one, which takes longer with every
-    layer, and wraps it. A layer compiled once serves its siblings; in place, engines, checks and
-    checkpoints see the model they know.
-    """
-    keep_attention_uncompiled()
-    # Past its limit of variants of one function, dynamo would go on uncompiled without a word.
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for layer in decoder_layers(model):
-        layer.compile()
-
-
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the layers of a model, under the names `fully_shard` and PEFT leave them, too."""
-    names = getattr(model, "_no_split_modules", None) or ()
-    return [m for m in model.modules() if type(m).__name__.removeprefix("FSDP") in names]
 
 
 def _accelerate_shards(request: Request) -> bool:

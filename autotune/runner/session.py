@@ -12,14 +12,10 @@ from autotune.plan import Engine, Plan
 from autotune.resources import cache_dir
 from autotune.runner.answer import Answer
 from autotune.runner.checks import CheckCallback
+from autotune.runner.compiling import compile_layers
 from autotune.runner.data import TrainingData, build_sequences
 from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
-from autotune.runner.engines import (
-    apply_numerics,
-    compile_layers,
-    enable_recompute,
-    start_process_group,
-)
+from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
 from autotune.runner.gauges import Gauge, make_gauge
 from autotune.runner.models import build_model
 from autotune.runner.timers import StepTimer

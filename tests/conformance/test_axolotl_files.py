@@ -46,7 +46,7 @@ FILES: dict[str, tuple[int, str, tuple[int, int, int], list[str]]] = {
         2, "fsdp2", (1, 2, 1),
         ["FSDP1", "SHARD_GRAD_OP is ignored, as Axolotl ignores it", "backward_prefetch"],
     ),
-    "fsdp1-list": (2, "fsdp2", (1, 2, 1), ["reshard_after_forward: true and offload_params: fal"]),
+    "fsdp1-list": (2, "fsdp2", (1, 2, 1), ["reshard_after_forward: true", "final_state_dict"]),
     "fsdp1-list-and-plain-config": (2, "fsdp2", (1, 2, 1), ["FSDP1", "use_orig_params"]),
     "fsdp1-list-and-prefixed-config": (
         8, "fsdp2_offload", (1, 8, 1), ["FSDP1", "limit_all_gathers", "flash_attention (now"]
