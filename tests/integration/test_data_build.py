@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from autotune.errors import AutotuneError
-from autotune.runner.data import build_sequences
+from autotune.runner.data import build, build_sequences
 from autotune.runner.data import cache as cache_module
-from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
 from autotune.spec.workload import Workload
 from autotune.trial.protocol import ModelSource, Request
 
@@ -181,3 +181,100 @@ def test_two_ranks_read_the_files_once_agree_and_fail_together(tmp_path, corpus)
     assert (one == other).all()
     for rank in range(2):
         assert "bad.jsonl:2 is not JSON" in (tmp_path / f"error{rank}").read_text()
+
+
+def streamed(source, **settings):
+    settings = {"max_steps": 5} | settings
+    return make_request(
+        [source], data=DataSettings(streaming=True), train=TrainSettings(**settings)
+    )
+
+
+def test_a_stream_is_read_as_far_as_the_steps_need(tmp_path):
+    source = write(tmp_path / "a.jsonl", ["the sea and many ships " * 3] * 3000)
+    data = build_sequences(streamed(source), tmp_path / "cache")
+    # 5 steps of 4 sequences, of 64 tokens each.
+    assert 20 <= len(data.train) and data.counts.train[0].rows < 1000
+    assert not data.counts.train[0].complete
+    held_out = build_sequences(streamed(source, val_set_size=0.5), tmp_path / "cache")
+    assert len(held_out.train) >= 20 and len(held_out.validation) >= 20
+    whole = build_sequences(streamed(source, max_steps=None), tmp_path / "cache")
+    assert whole.counts.train[0].rows == 3000 and whole.counts.train[0].complete
+
+
+def test_a_stream_without_an_end_needs_a_number_of_steps(tmp_path):
+    request = streamed(DatasetSource(path="owner/name"), max_steps=None)
+    with pytest.raises(AutotuneError, match=r"owner/name is streamed.*Set max_steps"):
+        build_sequences(request, tmp_path)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_trial_does_not_wait_for_all_of_the_data(tmp_path, monkeypatch, packing):
+    source = write(tmp_path / "a.jsonl", ["the sea and many ships " * 3] * 3000)
+    monkeypatch.setattr(build, "_TRIAL_TOKENS", 64 * 100)
+    request = make_request([source, source], mode="trial")
+    workload = request.workload.model_copy(update={"packing": packing})
+    data = build_sequences(request.model_copy(update={"workload": workload}), tmp_path / "cache")
+    assert 100 <= len(data.train)
+    assert [counts.rows < 1000 for counts in data.counts.train] == [True, True]
+
+
+def test_more_held_out_than_there_is(tmp_path, corpus):
+    for size in (500, 0.999):
+        request = make_request([corpus], train=TrainSettings(val_set_size=size))
+        with pytest.raises(AutotuneError, match=r"val_set_size .* holds out \d+ of \d+ sequences"):
+            build_sequences(request, tmp_path / "cache")
+
+
+def test_several_data_sets_are_read_in_turn_and_counted_apart(tmp_path, corpus):
+    other = write(tmp_path / "b.jsonl", ["ships alone"] * 7 + [""])
+    data = build_sequences(make_request([corpus, other, other]), tmp_path / "cache")
+    assert [source.rows for source in data.counts.train] == [90, 8, 8]
+    assert [source.dropped for source in data.counts.train[1:]] == [{"nothing to train on": 1}] * 2
+    request = make_request([corpus, other, other], data=DataSettings(exact_deduplication=True))
+    once = build_sequences(request, tmp_path / "cache").counts.train
+    assert once[1].dropped == {"a duplicate": 6, "nothing to train on": 1}
+
+
+def test_a_data_set_of_duplicates_alone_is_left_out_and_not_an_error(tmp_path, corpus):
+    request = make_request([corpus, corpus], data=DataSettings(exact_deduplication=True))
+    first, second = build_sequences(request, tmp_path / "cache").counts.train
+    assert (second.rows, second.dropped, second.tokens) == (90, {"a duplicate": 90}, 0)
+    assert first.tokens > 0
+
+
+def test_what_is_counted_is_what_is_trained_on(tmp_path):
+    rows = [{"instruction": f"say {i}", "output": "the sea " * (i % 9)} for i in range(80)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DatasetSource(path=str(path), type="alpaca")
+    data = build_sequences(make_request([source], seq_len=256), tmp_path / "cache")
+    (counts,) = data.counts.train
+    laid_out = every_row(data.train)
+    assert counts.trained_tokens == (laid_out.shift_labels != -100).sum()
+    assert counts.tokens == laid_out.lengths.sum()
+    assert data.counts.padding_share == pytest.approx(1 - counts.tokens / laid_out.input_ids.size)
+
+
+def test_other_settings_are_other_sequences(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"instruction": "say it", "output": "the sea"}) + "\n")
+    source = DatasetSource(path=str(path), type="alpaca")
+    masked = build_sequences(make_request([source], seq_len=256), tmp_path / "cache")
+    request = make_request([source], seq_len=256, data=DataSettings(train_on_inputs=True))
+    whole = build_sequences(request, tmp_path / "cache")
+    assert whole.counts.train[0].trained_tokens > masked.counts.train[0].trained_tokens
+    assert whole.train.digest() != masked.train.digest()
+
+
+def test_a_tokenizer_without_a_template(tmp_path, tokenizer):
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "plain")
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "assistant", "content": "a"}]}))
+    request = make_request(
+        [DatasetSource(path=str(path), type="chat_template")], config={"vocab_size": 400}
+    )
+    model = request.model.model_copy(update={"tokenizer": str(tmp_path / "plain")})
+    with pytest.raises(AutotuneError, match=r"plain' has no chat template. Set chat_template"):
+        build_sequences(request.model_copy(update={"model": model}), tmp_path / "cache")
