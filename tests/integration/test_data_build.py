@@ -96,6 +96,9 @@ def test_test_datasets_are_the_validation(tmp_path, corpus):
     other = write(tmp_path / "test.jsonl", ["ships and the sea"])
     data = build_sequences(make_request([corpus], test_datasets=[other]), tmp_path / "cache")
     assert len(data.validation) == 1
+    both = make_request([corpus], test_datasets=[other], train=TrainSettings(val_set_size=0.1))
+    with pytest.raises(AutotuneError, match="test_datasets and val_set_size exclude each other"):
+        build_sequences(both, tmp_path / "cache")
     kept = every_row(data.validation).input_ids[0, : every_row(data.validation).lengths[0]]
     assert data.tokenizer.decode(kept) == "ships and the sea<|endoftext|>"
 
