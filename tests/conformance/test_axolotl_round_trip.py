@@ -15,7 +15,7 @@ from autotune.emit.axolotl import emit_axolotl
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.model import load_model
 from autotune.spec.strategy import Replicate, Strategy, load_strategies
-from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.training import DatasetSource, PromptFormat, TrainSettings
 from autotune.spec.workload import Lora, Precision, Workload
 
 STRATEGIES = load_strategies(None)
@@ -151,6 +151,24 @@ def test_data_block_and_output_come_back(tmp_path):
     assert config.autotune == block
     assert (config.output_dir, config.seed, config.num_gpus) == ("out: x", 7, 2)
     assert config.workload.global_batch_size == plan.global_batch_size
+
+
+def test_every_key_of_a_data_set_comes_back(tmp_path):
+    prompt = PromptFormat(field_instruction="q", format="{instruction}: ", no_input_format="> ")
+    chat = DatasetSource(
+        path="owner/name", type="chat_template", name="en", revision="v1", split="train[:5%]",
+        data_files=["a/*.json"], shards=4, shards_idx=1, skip=2, chat_template="jinja",
+        chat_template_jinja="{{ messages }}\n", field_messages="talk", field_tools="calls",
+        drop_system_message=True, message_property_mappings={"role": "from"},
+        message_field_training="train", roles={"assistant": ["bot"]}, roles_to_train=["tool"],
+        train_on_eos="all",
+    )  # fmt: skip
+    given = [chat, DatasetSource(path="b.csv", type=prompt, ds_type="csv")]
+    unset = {name for name in DatasetSource.model_fields if not getattr(chat, name)}
+    assert unset == {"ds_type", "field"}, "what no entry of this test states"
+    path = tmp_path / "best.yml"
+    path.write_text(emit_axolotl(MODEL, Workload(), plan_of(STRATEGIES[0], 2), datasets=given))
+    assert list(load_config(path).datasets) == given
 
 
 def test_without_data_there_is_no_datasets_key():

@@ -125,15 +125,18 @@ def test_the_mask_is_the_one_transformers_makes(tokenizer, write, answer):
 
 
 @pytest.mark.parametrize("trim", [True, False])
-@pytest.mark.parametrize("answer", ["The sea  \n\n   wide", "   ", "  The", "The   \n"])
+@pytest.mark.parametrize("answer", ["The sea  \n\n   wide", "   ", "  The", "The   "])
 def test_tokens_of_spaces_are_trained_on_like_others(tokenizer, write, answer, trim):
     """GPT-2's offsets leave spaces out, so that a token of spaces has no width."""
     from tokenizers.processors import ByteLevel
 
     tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=trim)
     talk = [QUESTION, {"role": "assistant", "content": answer}]
-    document = chat(tokenizer, write("a.jsonl", [{"messages": talk}]))
-    assert "".join(trained_text(document, tokenizer)) == f"{answer}<|im_end|>"
+    for train_on_eos, end in (("turn", "<|im_end|>"), ("none", "")):
+        document = chat(
+            tokenizer, write("a.jsonl", [{"messages": talk}]), train_on_eos=train_on_eos
+        )
+        assert "".join(trained_text(document, tokenizer)) == f"{answer}{end}"
 
 
 KEYS = {
@@ -278,6 +281,9 @@ def test_which_template(tokenizer, write, trained_tokenizer):
     fallback = chat(tokenizer, path, chat_template="tokenizer_default_fallback_chatml")
     named = chat(tokenizer, path, chat_template="chatml")
     assert (fallback.labels == named.labels).all()
+    tokenizer.chat_template = {"rag": own, "tools": own}
+    with pytest.raises(AutotuneError, match="several chat templates and no default"):
+        chat(tokenizer, path)
     tokenizer.chat_template = own
     with_own = chat(tokenizer, path, chat_template="tokenizer_default_fallback_chatml")
     assert tokenizer.decode(with_own.input_ids).startswith("[Tell me.][Wide.]")

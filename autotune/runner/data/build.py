@@ -57,6 +57,10 @@ def build_sequences(request: Request, cache_dir: Path) -> TrainingData:
             raise AutotuneError("There is nothing to train on. Give the data with --data.")
         sequences = synthetic_sequences(request.workload, vocab_size, request.seed)
         return TrainingData(train=sequences, validation=None, tokenizer=None, counts=None)
+    if request.test_datasets and request.train and request.train.val_set_size:
+        raise AutotuneError(
+            "test_datasets and val_set_size exclude each other: both say what is held out."
+        )
     limit = _limit(request)
     prints = fingerprint(request.datasets)
     tokenizer = _tokenizer(request, vocab_size, prints, cache_dir)

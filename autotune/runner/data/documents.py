@@ -128,7 +128,7 @@ class DocumentReader:
             yield document
         if counts.rows == 0:
             raise AutotuneError(f"The data set {source.path} is empty.")
-        if documents == 0:
+        if documents == 0 and set(counts.dropped) != {_DUPLICATE}:
             self._raise_nothing_left(source, counts)
 
     def _kept(

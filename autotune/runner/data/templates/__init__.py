@@ -66,4 +66,10 @@ def template_of(source: DatasetSource, tokenizer: PreTrainedTokenizerBase) -> st
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not tokenizer.chat_template:
         return None
-    return tokenizer.get_chat_template()
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none of them the default
+        raise AutotuneError(
+            f"The tokenizer {tokenizer.name_or_path!r} has several chat templates and no default "
+            "one. Give the one you mean with chat_template_jinja."
+        ) from error
