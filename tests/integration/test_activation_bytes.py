@@ -35,6 +35,15 @@ BATCH, SEQ = 2, 96
 TOLERANCE = 0.005
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """More threads only slow products this small down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def saved_bytes(config, *, engine, precision, packing, adapter):
     """Bytes autograd saves in one forward, parameters and casts of parameters left out."""
     bf16_weights = precision == "bf16" and engine is not Engine.DDP

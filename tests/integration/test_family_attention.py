@@ -25,6 +25,15 @@ BATCH, SEQ, FIRST = 2, 48, 30
 LENGTHS = {"plain": [SEQ], "packed": [FIRST, SEQ - FIRST]}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """More threads only slow products this small down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def clean():
     register_attention()
