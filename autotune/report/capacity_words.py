@@ -86,6 +86,9 @@ def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | 
     ]
     if question.prices:
         said.append("Cost is GPU-hours at the price given, in its currency.")
+        unpriced = [t for t in dict.fromkeys(c.gpu_type for c in cells) if t not in question.prices]
+        if unpriced:
+            said.append(f"No price was given for {', '.join(unpriced)}: left out of every cost.")
     if question.with_power:
         said.append(
             "kWh are the GPUs' boards at their TDP throughout: an upper bound for them, without "

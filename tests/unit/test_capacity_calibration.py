@@ -22,7 +22,7 @@ MODEL, WORKLOAD = load_model("qwen3-1.7b"), Workload()
 HARDWARE = load_hardware("h100", 4)
 ARGV = [
     "capacity", "--model", "qwen3-1.7b", "--gpu-type", "h100-sxm,a100-80gb", "--gpus", "2,4",
-    "--tokens", "1B",
+    "--tokens", "1B", "--strategies", "ddp,zero2,zero3,fsdp2",
 ]  # fmt: skip
 
 
@@ -57,7 +57,9 @@ def contract(**changes):
 @pytest.fixture(scope="module")
 def estimates():
     """The best plan of each engine."""
-    ranking = rank_plans(MODEL, WORKLOAD, HARDWARE, load_strategies(None))
+    ranking = rank_plans(
+        MODEL, WORKLOAD, HARDWARE, load_strategies(["ddp", "zero2", "zero3", "fsdp2"])
+    )
     found = {}
     for estimate in ranking.candidates:
         found.setdefault(estimate.plan.engine, []).append(estimate)
