@@ -58,7 +58,7 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
     if answers.cheapest is not None:
         lines.append(("Cheapest", f"{answers.cheapest.describe()}: {_takes(answers.cheapest)}"))
     if question.deadline_s is not None and question.tokens is not None:
-        label = f"Within {figure(question.deadline_s / 86400)} days"
+        label = f"Within {question.deadline_s / 86400:.4g} days"
         if answers.in_time is None:
             lines.append((label, f"no cell; the fastest takes {figure(fastest.days)} days"))
         else:
@@ -72,7 +72,7 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
         else:
             words = f"{best.describe()}: {count_words(best.tokens_in_budget)} tokens at most"
             if question.deadline_s is not None:
-                words += f", within {figure(question.deadline_s / 86400)} days"
+                words += f", within {question.deadline_s / 86400:.4g} days"
         lines.append((label, words))
     return lines
 
