@@ -94,7 +94,7 @@ def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | 
             "kWh are the GPUs' boards at their TDP throughout: an upper bound for them, without "
             "hosts, network and cooling."
         )
-    if any(cell.basis == "predicted" for cell in cells):
+    if any(cell.runs and not cell.factors for cell in cells):
         said.append(
             "Predicted, not measured: closed formulas with assumed efficiencies. 'autotune search' "
             "measures; --calibrate takes its study."
