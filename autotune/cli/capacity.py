@@ -158,13 +158,14 @@ def _types(given: Sequence[str]) -> dict[str, str]:
     from autotune.spec.gpus import CPU, find_gpu
 
     types: dict[str, str] = {}
+    entries: dict[str, object] = {}
     for word in given:
-        name = CPU if word.lower() == CPU else find_gpu(word)[0]
-        if types.get(name, word).lower() != word.lower() and "/" in word + types[name]:
+        name, entry = (CPU, None) if word.lower() == CPU else find_gpu(word)
+        if entries.setdefault(name, entry) != entry:
             raise AutotuneError(
                 f"--gpu-type {types[name]} and {word} are both called {name}. Rename the file."
             )
-        types[name] = word
+        types.setdefault(name, word)
     if not types:
         raise AutotuneError("--gpu-type names no GPU. Give one or more, such as h100-sxm,l40s.")
     return types

@@ -58,7 +58,7 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
     if answers.cheapest is not None:
         lines.append(("Cheapest", f"{answers.cheapest.describe()}: {_takes(answers.cheapest)}"))
     if question.deadline_s is not None and question.tokens is not None:
-        label = f"Within {figure(question.deadline_s / 86400)} days"
+        label = f"Within {question.deadline_s / 86400:.4g} days"
         if answers.in_time is None:
             lines.append((label, f"no cell; the fastest takes {figure(fastest.days)} days"))
         else:
@@ -72,7 +72,7 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
         else:
             words = f"{best.describe()}: {count_words(best.tokens_in_budget)} tokens at most"
             if question.deadline_s is not None:
-                words += f", within {figure(question.deadline_s / 86400)} days"
+                words += f", within {question.deadline_s / 86400:.4g} days"
         lines.append((label, words))
     return lines
 
@@ -86,12 +86,15 @@ def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | 
     ]
     if question.prices:
         said.append("Cost is GPU-hours at the price given, in its currency.")
+        unpriced = [t for t in dict.fromkeys(c.gpu_type for c in cells) if t not in question.prices]
+        if unpriced:
+            said.append(f"No price was given for {', '.join(unpriced)}: left out of every cost.")
     if question.with_power:
         said.append(
             "kWh are the GPUs' boards at their TDP throughout: an upper bound for them, without "
             "hosts, network and cooling."
         )
-    if any(cell.basis == "predicted" for cell in cells):
+    if any(cell.runs and not cell.factors for cell in cells):
         said.append(
             "Predicted, not measured: closed formulas with assumed efficiencies. 'autotune search' "
             "measures; --calibrate takes its study."

@@ -12,7 +12,9 @@ BASE = [
     "capacity", "--model", "qwen3-8b", "--gpu-type", ",".join(TYPES),
     "--gpus", ",".join(map(str, COUNTS)),
 ]  # fmt: skip
-PRICED = [*BASE, "--tokens", "10B", "--price", "h100=2.5,l40s=0.9", "--power"]
+# For what does not depend on the strategies, a few of them.
+QUICK = [*BASE, "--strategies", "zero3,zero2_offload_optimizer"]
+PRICED = [*QUICK, "--tokens", "10B", "--price", "h100=2.5,l40s=0.9", "--power"]
 
 
 def run(capsys, *argv):
@@ -33,9 +35,9 @@ def by_cell(document):
 
 
 def test_every_cell_is_what_plan_answers(capsys):
-    cells = by_cell(plan_of(capsys, *PRICED))
+    cells = by_cell(plan_of(capsys, *BASE, "--tokens", "10B"))
     assert list(cells) == [(gpu, count) for gpu in TYPES for count in COUNTS]
-    verdicts = set()
+    strategies = set()
     for (gpu, count), cell in cells.items():
         plan = ["plan", "--model", "qwen3-8b", "--gpu-type", gpu, "--gpus", str(count)]
         best = plan_of(capsys, *plan)["candidates"][0]
@@ -45,8 +47,8 @@ def test_every_cell_is_what_plan_answers(capsys):
         assert cell["tokens_per_s"] == best["time"]["tokens_per_s"]
         assert cell["memory_bytes"] == best["memory"]["total_bytes"]
         assert cell["basis"] == "predicted" and cell["calibration"] is None
-        verdicts.add(cell["plan"]["strategy"])
-    assert len(verdicts) > 1, "the cells are not all alike"
+        strategies.add(cell["plan"]["strategy"])
+    assert len(strategies) > 1, "the cells are not all alike"
 
 
 def test_sums(capsys):
@@ -84,7 +86,7 @@ def test_no_cell_meets_the_deadline(capsys):
 
 
 def test_budget_alone(capsys):
-    argv = [*BASE, "--budget", "500", "--price", "h100-sxm=2.5,l40s=0.9"]
+    argv = [*QUICK, "--budget", "500", "--price", "h100-sxm=2.5,l40s=0.9"]
     document = plan_of(capsys, *argv)
     for (gpu, count), cell in by_cell(document).items():
         hours = 500 / ({"h100-sxm": 2.5, "l40s": 0.9}[gpu] * count)
@@ -132,8 +134,38 @@ def test_table_keeps_to_the_width_and_leaves_nothing_out(capsys, monkeypatch, wi
     text = " ".join(out.split())
     for words in ("16 x h100-sxm", "1 x l40s", "tokens/s", "days", "cost", "kWh", "predicted"):
         assert words in text
-    for words in ("Smallest that fits", "Cheapest", "Within 5.00 days", "TDP", "zero3 mbs="):
+    for words in ("Smallest that fits", "Cheapest", "Within 5 days", "TDP", "zero3 mbs="):
         assert words in text
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_columns_without_room_go_below_instead_of_vanishing(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    argv = [
+        "capacity",
+        "--model",
+        "qwen3-8b",
+        "--gpu-type",
+        "rtx-pro-6000-server",
+        "--gpus",
+        "1,16",
+    ]
+    argv += ["--tokens", "1T", "--budget", "90000", "--price", "rtx-pro-6000-server=1.5"]
+    _, out, _ = run(capsys, *argv, "--power", "--strategies", "zero3,ddp")
+    assert max(map(len, out.splitlines())) <= width
+    headers = [line.split() for line in out.splitlines() if line.startswith(" GPUs ")]
+    assert len(headers) > 1 and all(header[0] == "GPUs" for header in headers)
+    shown = " ".join(word for header in headers for word in header[1:])
+    assert shown == "fits tokens/s days cost budget buys kWh GPU-h GiB configuration basis"
+    assert out.count("16 x rtx-pro-6000-server") >= len(headers)
+
+
+def test_a_type_without_a_price_has_no_cost(capsys):
+    argv = [*QUICK, "--tokens", "1B", "--price", "l40s=1"]
+    document = plan_of(capsys, *argv)
+    assert {c["cost"] is None for c in document["cells"] if c["gpu_type"] == "h100-sxm"} == {True}
+    assert any("No price was given for h100-sxm" in note for note in document["notes"])
+    assert document["answers"]["cheapest"]["gpu_type"] == "l40s"
 
 
 def test_csv_and_json_agree(capsys, tmp_path):
@@ -229,3 +261,18 @@ def test_a_gpu_of_ones_own(capsys, tmp_path):
     own, listed = document["cells"]
     assert own["gpu_type"] == "l40" and own["price_per_gpu_hour"] == 1
     assert own["tokens_per_s"] < listed["tokens_per_s"]
+    namesake = tmp_path / "l40s.yaml"
+    path.rename(namesake)
+    code, _, err = run(capsys, *argv[:-3], f"l40s,{namesake}", *argv[-2:], "--tokens", "1B")
+    assert code == 2 and "are both called l40s" in err
+
+
+def test_one_gpu_by_two_names_is_one(capsys):
+    argv = ["capacity", "--model", "qwen3-0.6b", "--gpu-type", "h100,h100-sxm,H100"]
+    assert len(plan_of(capsys, *argv, "--gpus", "1,1", "--tokens", "1B")["cells"]) == 1
+
+
+def test_cpu_ranks_can_be_planned_for(capsys):
+    argv = ["capacity", "--model", "tiny-qwen3", "--gpu-type", "cpu", "--gpus", "1,2", "--power"]
+    for cell in plan_of(capsys, *argv, "--tokens", "10M")["cells"]:
+        assert cell["gpu_type"] == "cpu" and cell["days"] > 0 and cell["kwh"] is None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +19,12 @@ from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 from tests.unit.test_capacity import plan_of, run
 
+DEMO = Path(__file__).resolve().parents[2] / "reports" / "examples" / "demo-2-cpu-ranks"
 MODEL, WORKLOAD = load_model("qwen3-1.7b"), Workload()
 HARDWARE = load_hardware("h100", 4)
 ARGV = [
     "capacity", "--model", "qwen3-1.7b", "--gpu-type", "h100-sxm,a100-80gb", "--gpus", "2,4",
-    "--tokens", "1B",
+    "--tokens", "1B", "--strategies", "ddp,zero2,zero3,fsdp2",
 ]  # fmt: skip
 
 
@@ -57,7 +59,9 @@ def contract(**changes):
 @pytest.fixture(scope="module")
 def estimates():
     """The best plan of each engine."""
-    ranking = rank_plans(MODEL, WORKLOAD, HARDWARE, load_strategies(None))
+    ranking = rank_plans(
+        MODEL, WORKLOAD, HARDWARE, load_strategies(["ddp", "zero2", "zero3", "fsdp2"])
+    )
     found = {}
     for estimate in ranking.candidates:
         found.setdefault(estimate.plan.engine, []).append(estimate)
@@ -194,6 +198,26 @@ def test_a_study_without_a_measurement(estimates):
     failed = record(estimates[Engine.DDP][0], outcome=Outcome.OOM)
     with pytest.raises(AutotuneError, match="no trial that ran to the end"):
         factors_of([failed])
+
+
+def test_the_committed_study_of_cpu_ranks(capsys):
+    """Factors worked out from its lines alone, and what the cells come to with them."""
+    lines = (DEMO / "trials.jsonl").read_text().splitlines()
+    ran = [each for each in map(json.loads, lines) if each["outcome"] == "ok"]
+    ratios = sorted(
+        each["tokens_per_s"] / each["predicted_tokens_per_s"]
+        for each in ran
+        if each["plan"]["engine"] == "fsdp2"
+    )
+    half = len(ratios) // 2
+    middle = ratios[half] if len(ratios) % 2 else math.sqrt(ratios[half - 1] * ratios[half])
+    argv = ["capacity", "--model", "tiny-qwen3", "--gpu-type", "cpu", "--gpus", "2"]
+    argv += ["--tokens", "1M", "--seq-len", "256", "--global-batch-size", "8"]
+    document = plan_of(capsys, *argv, "--strategies", "fsdp2", "--calibrate", str(DEMO))
+    (cell,) = document["cells"]
+    assert len(ratios) > 5 and cell["calibration"]["num_trials"] == len(ratios)
+    assert cell["tokens_per_s"] == pytest.approx(cell["predicted_tokens_per_s"] * middle)
+    assert not any("Predicted, not measured" in note for note in document["notes"])
 
 
 def test_a_folder_that_is_no_study(capsys, tmp_path):
