@@ -4,7 +4,8 @@
 
 The records are made up for this measurement, through the same `Plan`, `TrialRecord` and
 `RecordStore` a search uses; nothing is claimed about training. Prints one line a figure, the median
-of the runs, and writes `benchmarks/results/report_speed.csv`. Times of the page are from the start
+of the runs, and writes `benchmarks/results/report_speed.csv`, with the machine's load beside it: a
+busy machine is slower. Times of the page are from the start
 of the navigation, each run in a fresh tab of one browser, the file on disk:
 
 - load: the load event, every script of the page run (`performance.timing.loadEventEnd`)
@@ -183,18 +184,31 @@ def main() -> int:
 
 
 def _write(out: Path, trials: int, runs: dict[str, list[float]], size: int, version: str) -> None:
+    load = round(os.getloadavg()[0], 2)
     where = f"{platform.machine()}, {os.cpu_count()} cores, {version}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["figure", "trials", "median_s", "min_s", "max_s", "runs", "page_bytes", "where"]
+            [
+                "figure",
+                "trials",
+                "median_s",
+                "min_s",
+                "max_s",
+                "runs",
+                "page_bytes",
+                "load_1min",
+                "where",
+            ]
         )
         for figure, seconds in runs.items():
             middle = statistics.median(seconds)
             print(f"{figure:<14} {middle:7.3f} s  ({min(seconds):.3f} to {max(seconds):.3f})")
             row = [round(value, 4) for value in (middle, min(seconds), max(seconds))]
-            writer.writerow([figure.removesuffix("_s"), trials, *row, len(seconds), size, where])
+            writer.writerow(
+                [figure.removesuffix("_s"), trials, *row, len(seconds), size, load, where]
+            )
     print(f"{trials} trials, page of {size / 1e6:.1f} MB, {where}; wrote {out}", file=sys.stderr)
 
 
