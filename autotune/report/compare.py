@@ -157,6 +157,12 @@ def sentences(comparison: Comparison) -> list[str]:
             f"{verdicts.count(Verdict.FASTER)}, slower: {verdicts.count(Verdict.SLOWER)}, within "
             f"the noise: {verdicts.count(Verdict.TIE)}."
         )
+        if not any(launch_spread(s.records) for s in (comparison.first, comparison.second)):
+            counts.append(
+                "No plan was measured in two launches of one study: the noise is that of the steps "
+                "inside a launch, and a machine busier in one study than in the other is no part "
+                "of it."
+            )
     return [*_difference_sentence(comparison), *counts, *_winner_sentences(comparison)]
 
 

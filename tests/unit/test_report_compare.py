@@ -60,6 +60,9 @@ def test_launches_that_scatter_widen_the_noise(tmp_path):
     comparison = _compared(tmp_path, [*_records(), *again], _records(1.2))
     assert {pair.verdict for pair in comparison.pairs} == {Verdict.TIE}
     assert comparison.pairs[0].first.launch == 2, "a plan stands by its last record"
+    assert not any("inside a launch" in sentence for sentence in sentences(comparison))
+    once = _compared(tmp_path / "once", _records(), _records(1.2))
+    assert any("inside a launch" in sentence for sentence in sentences(once))
 
 
 def test_other_work_is_warned_of_loudly_and_other_versions_are_not(tmp_path):
