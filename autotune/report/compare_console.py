@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.report import words
-from autotune.report.compare import Comparison, Kind, Pair, sentences, warning
+from autotune.report.compare import Comparison, Pair, sentences, warning
 from autotune.report.console import print_indented
+from autotune.report.differences import Kind
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from autotune.cli import report
 from autotune.errors import AutotuneError
-from autotune.report.compare import Kind, Verdict, compare, sentences, to_document, warning
+from autotune.report.compare import Verdict, compare, sentences, to_document, warning
 from autotune.report.compare_console import print_comparison
 from autotune.report.compare_page import write_comparison
+from autotune.report.differences import Kind
 from autotune.report.study import load_study
 from tests.unit.report_studies import CONTRACT, make_failure, make_plan, make_record, write_study
 from tests.unit.test_report_cli import run_report
