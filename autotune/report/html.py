@@ -58,7 +58,8 @@ def render_page(
 
     early, late = [_template("theme.js")], [_template("report.js")]
     if charts:
-        late.insert(0, get_plotlyjs())
+        # Last: the table can be used before the browser has got through 5 MB.
+        late.append(get_plotlyjs())
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,

@@ -74,7 +74,10 @@
       draw(key);
     }
   }, { rootMargin: "600px" });
-  for (const key of Object.keys(figures)) near.observe(document.getElementById("chart-" + key));
+  // The charts' library is the last script of the page.
+  addEventListener("load", () => {
+    for (const key of Object.keys(figures)) near.observe(document.getElementById("chart-" + key));
+  });
 
   const redraw = () => drawn.forEach(draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
@@ -82,7 +85,7 @@
   // Paper is white, whatever the screen is, and shows every chart.
   addEventListener("beforeprint", () => {
     root.dataset.print = "";
-    Object.keys(figures).forEach((key) => { drawn.add(key); draw(key); });
+    if (window.Plotly) Object.keys(figures).forEach((key) => { drawn.add(key); draw(key); });
   });
   addEventListener("afterprint", () => { delete root.dataset.print; redraw(); });
 })();
