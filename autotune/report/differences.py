@@ -84,12 +84,18 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}", inner)
-    elif name.endswith("_bytes") and isinstance(value, int):
-        yield name.removesuffix("_bytes"), words.size(value)
-    elif isinstance(value, str):
-        yield words.clean(name), words.clean(value)
-    else:
-        yield words.clean(name), words.clean("none" if value is None else json.dumps(value))
+        return
+    if name.endswith("_bytes") and isinstance(value, int | None):
+        name, value = name.removesuffix("_bytes"), words.size(value) if value else None
+    yield words.clean(name), words.clean(_text(value))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _datasets(sources: Any) -> str:
@@ -100,6 +106,6 @@ def _datasets(sources: Any) -> str:
     for source in sources:
         facts = dict(source) if isinstance(source, Mapping) else {"path": source}
         if facts.get("content"):
-            del facts["path"]
+            facts.pop("path", None)
         told.append(words.clean(json.dumps(facts, sort_keys=True)))
     return ", ".join(told)

@@ -98,6 +98,15 @@ def test_model_and_hardware_differences_are_named(tmp_path):
     assert found["hardware.memory"] == (Kind.MACHINE, "8.00 GiB", "80.00 GiB")
 
 
+def test_no_limit_against_one_is_one_difference_and_lists_are_words(tmp_path):
+    changes = {"memory_limit_bytes": None, "strategies": ["ddp", "zero1"]}
+    comparison = _compared(tmp_path, _records(), _records(), **changes)
+    assert [(d.name, d.first, d.second) for d in comparison.differences] == [
+        ("memory_limit", "700.0 MiB", "none"),
+        ("strategies", ", ".join(CONTRACT["strategies"]), "ddp, zero1"),
+    ]
+
+
 def test_same_data_in_another_place_is_no_difference(tmp_path):
     source = {"path": "a.jsonl", "type": "completion", "content": "5f"}
     first = write_study(tmp_path / "a", _records(), contract={"datasets": [source]})
