@@ -4,11 +4,14 @@
 
 The records are made up for this measurement, through the same `Plan`, `TrialRecord` and
 `RecordStore` a search uses; nothing is claimed about training. Prints one line a figure, the median
-of the runs, and writes `benchmarks/results/report_speed.csv`. Times of the page are from the start
+of the runs, and writes `benchmarks/results/report_speed.csv`, with the machine's load beside it: a
+busy machine is slower. Times of the page are from the start
 of the navigation, each run in a fresh tab of one browser, the file on disk:
 
 - load: the load event, every script of the page run (`performance.timing.loadEventEnd`)
 - first paint: `first-contentful-paint`, the answer and the first rows of the table are there
+- first chart: it is drawn; the charts' library runs after the load event
+- new_browser: the same, once, in a browser that has only just been started
 - filter, sort: from the input to the frame after it, all rows
 """
 
@@ -20,6 +23,7 @@ import json
 import os
 import platform
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -47,11 +51,17 @@ _STRATEGIES = (
     ("fsdp2", Engine.FSDP2, 0),
     ("fsdp2_no_reshard", Engine.FSDP2, 0),
 )
+_OPENING = ("load_s", "first_paint_s", "first_chart_s")
 _TIMES = """(() => {
   const navigation = performance.getEntriesByType("navigation")[0];
   const paint = performance.getEntriesByName("first-contentful-paint")[0];
   return {load_s: navigation.loadEventEnd / 1000, first_paint_s: paint.startTime / 1000};
 })()"""
+_FIRST_CHART = """new Promise((done) => {
+  const look = () => document.querySelector(".chart .main-svg")
+    ? done(performance.now() / 1000) : setTimeout(look, 10);
+  look();
+})"""
 _FRAME = "new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
 
 
@@ -128,20 +138,28 @@ def write_study(folder: Path, count: int) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-def time_report(folder: Path) -> float:
-    """Return the seconds `autotune report` takes, starting Python included."""
-    started = time.monotonic()
+def time_report(folder: Path) -> dict[str, float]:
+    """Return the seconds `autotune report` takes, starting Python included: clock and processor."""
+    started, used = time.monotonic(), _children_cpu_s()
     subprocess.run(
         [sys.executable, "-m", "autotune", "report", str(folder)],
         cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    return time.monotonic() - started
+    return {
+        "report_s": time.monotonic() - started,
+        "report_cpu_s": _children_cpu_s() - used,
+    }
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def time_page(page: Page, address: str) -> dict[str, float]:
     """Open the page once; return its times in seconds."""
     page.go(address)
-    times = dict(page.run(_TIMES))
+    times = dict(page.run(_TIMES)) | {"first_chart_s": float(page.run(_FIRST_CHART))}
     times["filter_s"] = _timed(
         page,
         "const box = document.getElementById('trials-find'); box.value = 'zero3 recompute';"
@@ -169,32 +187,53 @@ def main() -> int:
         folder = Path(name) / "study"
         folder.mkdir()
         write_study(folder, args.trials)
-        runs: dict[str, list[float]] = {"report_s": [time_report(folder) for _ in range(args.runs)]}
+        runs: dict[str, list[float]] = {}
+        for _ in range(args.runs):
+            _append(runs, time_report(folder))
         html = folder / "report.html"
         with chromium_page(Path(name) / "profile") as page:
             page.window(1280)
+            first = time_page(page, html.as_uri())
+            _append(runs, {f"new_browser_{figure}": first[figure] for figure in _OPENING})
             for _ in range(args.runs):
-                for figure, seconds in time_page(page, html.as_uri()).items():
-                    runs.setdefault(figure, []).append(seconds)
+                _append(runs, time_page(page, html.as_uri()))
             version = page.version
         size = html.stat().st_size
     _write(args.out, args.trials, runs, size, version)
     return 0
 
 
+def _append(runs: dict[str, list[float]], figures: dict[str, float]) -> None:
+    for figure, seconds in figures.items():
+        runs.setdefault(figure, []).append(seconds)
+
+
 def _write(out: Path, trials: int, runs: dict[str, list[float]], size: int, version: str) -> None:
+    load = round(os.getloadavg()[0], 2)
     where = f"{platform.machine()}, {os.cpu_count()} cores, {version}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["figure", "trials", "median_s", "min_s", "max_s", "runs", "page_bytes", "where"]
+            [
+                "figure",
+                "trials",
+                "median_s",
+                "min_s",
+                "max_s",
+                "runs",
+                "page_bytes",
+                "load_1min",
+                "where",
+            ]
         )
         for figure, seconds in runs.items():
             middle = statistics.median(seconds)
-            print(f"{figure:<14} {middle:7.3f} s  ({min(seconds):.3f} to {max(seconds):.3f})")
+            print(f"{figure:<26} {middle:7.3f} s  ({min(seconds):.3f} to {max(seconds):.3f})")
             row = [round(value, 4) for value in (middle, min(seconds), max(seconds))]
-            writer.writerow([figure.removesuffix("_s"), trials, *row, len(seconds), size, where])
+            writer.writerow(
+                [figure.removesuffix("_s"), trials, *row, len(seconds), size, load, where]
+            )
     print(f"{trials} trials, page of {size / 1e6:.1f} MB, {where}; wrote {out}", file=sys.stderr)
 
 

@@ -227,7 +227,7 @@ def _contract_words(contract: Contract, folder: Path, resumed: bool, families: i
         f"{word} in {folder}: {contract.base_model} on {contract.hardware.describe()}, sequence "
         f"{workload.seq_len}, global batch {workload.global_batch_size} sequences, "
         f"{workload.precision}, {'packed' if workload.packing else 'not packed'}, {data}; "
-        f"{families} families of configurations."
+        f"{families} famil{'y' if families == 1 else 'ies'} of configurations."
     )
 
 

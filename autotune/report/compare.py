@@ -2,61 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from autotune.report import words
 from autotune.report.answer import find_answer, launch_spread, relative_half_width
+from autotune.report.differences import Difference, Kind, find_differences
 from autotune.report.study import Study
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 
-_IGNORED = ("schema_version", "name", "command", "created")
-
-
-class Kind(StrEnum):
-    """What a difference between two contracts means for the comparison."""
-
-    WORK = "work"
-    """What a step has to do: model, sequence, global batch, data. Ratios compare unlike things."""
-    MACHINE = "machine"
-    """Where it ran, and under which limit."""
-    VERSIONS = "versions"
-    SEARCH = "search"
-    """Which configurations were looked at; a plan both looked at is not affected."""
-
-
-_KINDS = {
-    "hardware": Kind.MACHINE,
-    "memory_limit_bytes": Kind.MACHINE,
-    "versions": Kind.VERSIONS,
-    "strategies": Kind.SEARCH,
-    "micro_batches": Kind.SEARCH,
-    "cp_degrees": Kind.SEARCH,
-    "recompute": Kind.SEARCH,
-    "seed": Kind.SEARCH,
-}
-"""Of the contract's entries; every other one is the work."""
 _KIND_NAMES = {
     Kind.MACHINE: "the machine",
     Kind.VERSIONS: "versions",
     Kind.SEARCH: "what was searched",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """One fact of the contract that the two studies do not share."""
-
-    kind: Kind
-    name: str
-    first: str
-    second: str
 
 
 class Verdict(StrEnum):
@@ -135,7 +98,7 @@ def compare(first: Study, second: Study) -> Comparison:
     return Comparison(
         first=first,
         second=second,
-        differences=tuple(_differences(first, second)),
+        differences=tuple(find_differences(first, second)),
         pairs=tuple(pairs),
         only_first=tuple(left[plan_id] for plan_id in left if plan_id not in right),
         only_second=tuple(right[plan_id] for plan_id in right if plan_id not in left),
@@ -157,6 +120,12 @@ def sentences(comparison: Comparison) -> list[str]:
             f"{verdicts.count(Verdict.FASTER)}, slower: {verdicts.count(Verdict.SLOWER)}, within "
             f"the noise: {verdicts.count(Verdict.TIE)}."
         )
+        if not any(launch_spread(s.records) for s in (comparison.first, comparison.second)):
+            counts.append(
+                "No plan was measured in two launches of one study: the noise is that of the steps "
+                "inside a launch, and a machine busier in one study than in the other is no part "
+                "of it."
+            )
     return [*_difference_sentence(comparison), *counts, *_winner_sentences(comparison)]
 
 
@@ -253,58 +222,3 @@ def _winner_sentences(comparison: Comparison) -> list[str]:
                     f"{pair.ratio:.3g} times, {pair.verdict}."
                 )
     return result
-
-
-def _differences(first: Study, second: Study) -> list[Difference]:
-    left, right = _facts(first), _facts(second)
-    found = [
-        Difference(
-            kind=left.get(key, right.get(key, (Kind.WORK, "")))[0],
-            name=key,
-            first=left[key][1] if key in left else "not recorded",
-            second=right[key][1] if key in right else "not recorded",
-        )
-        for key in dict.fromkeys([*left, *right])
-        if left.get(key) != right.get(key)
-    ]
-    return sorted(found, key=lambda d: list(Kind).index(d.kind))
-
-
-def _facts(study: Study) -> dict[str, tuple[Kind, str]]:
-    """Return every fact of the contract by name, with what a difference in it would mean."""
-    facts: dict[str, tuple[Kind, str]] = {}
-    for key, value in study.contract.items():
-        if key in _IGNORED:
-            continue
-        if key == "datasets":
-            facts["data"] = (Kind.WORK, _datasets(value))
-            continue
-        kind = _KINDS.get(key, Kind.WORK)
-        facts |= {name: (kind, text) for name, text in _flat(key, value)}
-    return facts
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the facts inside a value, so that one changed number does not show a whole config."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}", inner)
-    elif name.endswith("_bytes") and isinstance(value, int):
-        yield name.removesuffix("_bytes"), words.size(value)
-    elif isinstance(value, str):
-        yield words.clean(name), words.clean(value)
-    else:
-        yield words.clean(name), words.clean("none" if value is None else json.dumps(value))
-
-
-def _datasets(sources: Any) -> str:
-    """Name the data by its content where that was recorded: a moved file holds the same."""
-    if not isinstance(sources, list) or not sources:
-        return "synthetic documents"
-    told = []
-    for source in sources:
-        facts = dict(source) if isinstance(source, Mapping) else {"path": source}
-        if facts.get("content"):
-            del facts["path"]
-        told.append(words.clean(json.dumps(facts, sort_keys=True)))
-    return ", ".join(told)

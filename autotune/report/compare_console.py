@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from autotune.report import words
-from autotune.report.compare import Comparison, Kind, Pair, sentences, warning
+from autotune.report.compare import Comparison, Pair, sentences, warning
+from autotune.report.console import print_indented
+from autotune.report.differences import Kind
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 
@@ -33,7 +34,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             console.print(Text(f"{title} differed:", style="bold"))
         for d in found:
             line = f"{d.name}: {words.first_line(d.first)} against {words.first_line(d.second)}"
-            console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+            print_indented(console, line)
     console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("configuration", overflow="fold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable
 
@@ -203,7 +204,7 @@ def print_result(study: Study, console: Console) -> None:
     if answer.winner is None:
         console.print(Text("No configuration ran to the end.", style="bold"))
         for sentence in advise(study):
-            console.print(Padding(Text(words.clean(sentence)), (0, 0, 0, 2), expand=False))
+            print_indented(console, words.clean(sentence))
         return
     console.print(_ranking(study, wide=console.width >= _WIDE_COLUMNS))
     ran = standings(study.records)
@@ -217,9 +218,15 @@ def print_result(study: Study, console: Console) -> None:
     head = "Best" if answer.is_final else "Best so far (the search has not ended)"
     console.print()
     console.print(Text(f"{head}: {words.plan_name(answer.winner.plan)}", style="bold"))
-    console.print(Padding(Text(_figures(answer.winner)), (0, 0, 0, 2), expand=False))
+    print_indented(console, _figures(answer.winner))
     for sentence in explain(answer):
-        console.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
+        print_indented(console, sentence)
+
+
+def print_indented(console: Console, text: str) -> None:
+    """Print a paragraph two columns in, without the spaces rich would fill its lines up with."""
+    for line in textwrap.wrap(text, max(20, console.width - 2)):
+        console.print(Text(f"  {line}"), soft_wrap=True)
 
 
 def _ranking(study: Study, *, wide: bool) -> Table:

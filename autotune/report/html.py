@@ -57,8 +57,7 @@ def render_page(
     from plotly.offline import get_plotlyjs
 
     early, late = [_template("theme.js")], [_template("report.js")]
-    if charts:
-        late.insert(0, get_plotlyjs())
+    library = get_plotlyjs() if charts else ""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -74,7 +73,8 @@ def render_page(
         style=Markup(_template("report.css")),
         early_scripts=[Markup(script) for script in early],
         scripts=[Markup(script) for script in late],
-        policy=_policy(early + late),
+        library=Markup(library),
+        policy=_policy([*early, *late, *filter(None, [library])]),
         **values,
     )
 

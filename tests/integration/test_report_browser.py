@@ -267,7 +267,7 @@ def test_prints_every_chart_on_white_without_controls(report, tmp_path, page):
     )
     page.run(
         "matchMedia('print').addEventListener('change', (e) => { if (e.matches) window.controls ="
-        "getComputedStyle(document.querySelector('.controls')).display; })"
+        "getComputedStyle(document.querySelector('.controls label')).display; })"
     )
     page.pdf(tmp_path / "report.pdf")
     printed = page.run("window.printed")

@@ -186,6 +186,9 @@ def test_result_table_and_answer_fit_the_width(tmp_path, width):
     print_result(load_study(write_study(tmp_path, typical_records())), console)
     text = out.getvalue()
     assert all(len(line) <= width for line in text.splitlines())
+    assert "  15,984 tokens/s" in text
+    answer = text[text.index("Best: ") :].splitlines()
+    assert [line for line in answer if line != line.rstrip()] == [], "spaces at the end of a line"
     flat = " ".join(text.split())
     assert "Best: zero2 mbs=4 x ga=8 15,984 tokens/s, 625.0 MiB a rank, step 2.05 s" in flat
     assert "16 configurations ran, 6 failed, 3 refused unrun." in flat

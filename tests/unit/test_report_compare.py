@@ -12,9 +12,10 @@ from rich.console import Console
 
 from autotune.cli import report
 from autotune.errors import AutotuneError
-from autotune.report.compare import Kind, Verdict, compare, sentences, to_document, warning
+from autotune.report.compare import Verdict, compare, sentences, to_document, warning
 from autotune.report.compare_console import print_comparison
 from autotune.report.compare_page import write_comparison
+from autotune.report.differences import Kind
 from autotune.report.study import load_study
 from tests.unit.report_studies import CONTRACT, make_failure, make_plan, make_record, write_study
 from tests.unit.test_report_cli import run_report
@@ -60,6 +61,9 @@ def test_launches_that_scatter_widen_the_noise(tmp_path):
     comparison = _compared(tmp_path, [*_records(), *again], _records(1.2))
     assert {pair.verdict for pair in comparison.pairs} == {Verdict.TIE}
     assert comparison.pairs[0].first.launch == 2, "a plan stands by its last record"
+    assert not any("inside a launch" in sentence for sentence in sentences(comparison))
+    once = _compared(tmp_path / "once", _records(), _records(1.2))
+    assert any("inside a launch" in sentence for sentence in sentences(once))
 
 
 def test_other_work_is_warned_of_loudly_and_other_versions_are_not(tmp_path):
@@ -92,6 +96,15 @@ def test_model_and_hardware_differences_are_named(tmp_path):
     assert found["model.config.hidden_size"] == (Kind.WORK, "not recorded", "64")
     assert found["hardware.gpu"] == (Kind.MACHINE, "cpu", "H100")
     assert found["hardware.memory"] == (Kind.MACHINE, "8.00 GiB", "80.00 GiB")
+
+
+def test_no_limit_against_one_is_one_difference_and_lists_are_words(tmp_path):
+    changes = {"memory_limit_bytes": None, "strategies": ["ddp", "zero1"]}
+    comparison = _compared(tmp_path, _records(), _records(), **changes)
+    assert [(d.name, d.first, d.second) for d in comparison.differences] == [
+        ("memory_limit", "700.0 MiB", "none"),
+        ("strategies", ", ".join(CONTRACT["strategies"]), "ddp, zero1"),
+    ]
 
 
 def test_same_data_in_another_place_is_no_difference(tmp_path):

@@ -48,6 +48,7 @@ def test_out_of_memory_says_what_was_asked_the_limit_and_what_fitted(tmp_path):
         make_record(make_plan("zero2", 4), peak_reserved_bytes=600 * MIB),
         make_failure(make_plan("zero2", 8), message=message),
         make_failure(make_plan("zero3", 8), message=message),
+        make_record(make_plan("zero2", 16), peak_reserved_bytes=650 * MIB),
     ]
     reasons = _reasons(tmp_path, records)
     assert reasons[2] == (
