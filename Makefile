@@ -24,7 +24,7 @@ DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-b
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
-.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead base-test wheel clean
+.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report base-test wheel clean
 
 help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
@@ -35,6 +35,7 @@ help:
 	@echo 'make base-test       the wheel without extras: no torch'
 	@echo 'make bench-cli       how fast the command line answers'
 	@echo 'make bench-overhead  what the runner adds to a bare training loop'
+	@echo 'make bench-report    how fast the report of 5,000 trials opens'
 	@echo 'make wheel           the wheel, in dist/'
 	@echo 'make venv, clean     the environment alone; remove environments and build outputs'
 
@@ -79,6 +80,9 @@ bench-cli: $(SETUP)
 
 bench-overhead: $(SETUP)
 	$(RUN) benchmarks/overhead.py
+
+bench-report: $(SETUP)
+	$(RUN) benchmarks/report_speed.py
 
 wheel: $(SETUP)
 	rm -rf dist
