@@ -11,7 +11,7 @@ import functools
 import pytest
 
 from autotune.spec.workload import Workload
-from tests.integration.families import CONFIGS
+from tests.integration.families import CONFIGS, build, torch, transformers
 from tests.integration.ranks import logged, make_plan, run_well, training_request
 
 pytestmark = pytest.mark.integration
@@ -65,3 +65,32 @@ def test_same_steps_as_one_process(train, family, strategy, cp, recompute):
     other_losses, other_norms = train(family, strategy, 2, cp, recompute)
     assert other_losses == pytest.approx(losses, abs=1e-5)
     assert other_norms == pytest.approx(norms, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_experts_start_from_weights_and_are_saved(tmp_path, corpus, strategy):
+    """On disk the experts lie one by one; in the model they are stacked, and here sharded."""
+    from autotune.runner.experts import EXPERTS_NAME, register_experts
+    from autotune.runner.ulysses import ATTENTION_NAME, register_attention
+
+    register_attention()
+    register_experts()
+    initial = build(CONFIGS["mixtral"], attention=ATTENTION_NAME, experts=EXPERTS_NAME)
+    weights, folder = tmp_path / "initial", tmp_path / "run"
+    initial.save_pretrained(weights)
+    workload = Workload(
+        seq_len=SEQ, global_batch_size=GLOBAL_BATCH, optimizer="sgd", precision="fp32"
+    )
+    request = training_request(
+        make_plan(strategy, 2, micro_batch_size=2), folder, data=corpus, workload=workload,
+        config=CONFIGS["mixtral"], weights=weights, max_steps=1, learning_rate=1e-6,
+        max_grad_norm=0.0, save_final_weights=True,
+    )  # fmt: skip
+    run_well(request)
+    final = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    moved = 0
+    for (name, before), after in zip(initial.named_parameters(), final.parameters(), strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-4, msg=name)
+        moved += not torch.equal(after, before)
+    assert moved > 0

@@ -1,5 +1,6 @@
 import builtins
 import json
+import os
 import sys
 import types
 
@@ -38,6 +39,13 @@ def test_cached_config(cache, monkeypatch):
     assert model.name == "Tuned-Llama"
     assert model.weights == model.tokenizer == "someone/Tuned-Llama"
     assert model.num_parameters == load_model("tiny-llama").num_parameters
+
+
+def test_the_layout_is_that_of_huggingface_hub(cache):
+    client = pytest.importorskip("huggingface_hub")
+    put(cache, "someone/x", {})
+    theirs = client.try_to_load_from_cache("someone/x", "config.json", cache_dir=cache)
+    assert theirs == str(hub.find_config("someone/x"))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +104,16 @@ class _NotReached(_NoEntry):
     pass
 
 
+def test_without_a_network(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    for name in [*os.environ]:
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")  # a name that never resolves
+    with pytest.raises(AutotuneError, match="the Hub cannot be reached"):
+        load_model("someone/x")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -119,6 +137,7 @@ def test_what_the_hub_answers(error, message, monkeypatch):
     errors.HfHubHTTPError, errors.RepositoryNotFoundError = _Http, _NotFound
     errors.GatedRepoError, errors.EntryNotFoundError = _Gated, _NoEntry
     errors.LocalEntryNotFoundError = _NotReached
+    monkeypatch.setattr(hub, "_resolves", lambda: True)
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     with pytest.raises(AutotuneError, match=message):

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from autotune.errors import AutotuneError
 
@@ -72,6 +75,12 @@ def _download(hub_id: str) -> Path:
             f"{where}, and downloading needs huggingface_hub: pip install huggingface_hub (or "
             "'autotune-llm[train]'). Or give a local folder with a config.json."
         ) from error
+    unreachable = (
+        f"{where}, and the Hub cannot be reached. Check the network, or give a local folder with a "
+        "config.json."
+    )
+    if not _resolves():
+        raise AutotuneError(unreachable)
     try:
         return Path(hf_hub_download(hub_id, "config.json", cache_dir=cache_folder()))
     except GatedRepoError as error:
@@ -85,10 +94,7 @@ def _download(hub_id: str) -> Path:
             "login` or HF_TOKEN). Check the id, or give a local folder."
         ) from error
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError: no connection
-        raise AutotuneError(
-            f"{where}, and the Hub cannot be reached. Check the network, or give a local folder "
-            "with a config.json."
-        ) from error
+        raise AutotuneError(unreachable) from error
     except EntryNotFoundError as error:
         raise AutotuneError(
             f"The repository {hub_id} has no config.json: it holds no transformers model."
@@ -98,3 +104,15 @@ def _download(hub_id: str) -> Path:
         raise AutotuneError(
             f"{where}, and its config.json cannot be downloaded: {first} Give a local folder."
         ) from error
+
+
+def _resolves() -> bool:
+    """Say whether the Hub's name resolves: without a network its client would retry for 30 s."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    if getproxies():  # the proxy resolves names
+        return True
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
