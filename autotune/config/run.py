@@ -198,7 +198,8 @@ def _read_model(top: Section, folder: Path, where: str) -> tuple[str, ModelSpec]
     if not os.path.exists(name) and os.path.exists(folder / name):
         name = str(folder / name)
     try:
-        model = load_model(name)
+        # Whoever writes a file to train from means the weights, as `best.yml` of a search does.
+        model = load_model(name, published=True)
     except (OSError, RuntimeError, ValueError) as error:  # no path: too long, a NUL, an unknown ~
         raise AutotuneError(
             f"{where}: base_model: {shorten(repr(name), 200)} cannot be read: "
