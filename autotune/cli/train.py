@@ -58,11 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; the log is shown as it is written."""
     from autotune.config import load_config
-    from autotune.training import TrainLog, train
+    from autotune.training import TrainLog, step_of, train
 
     config = load_config(args.config)
     request = _request(args, config)
-    log = TrainLog(Path(request.out_dir), sys.stderr)
+    assert request.train is not None
+    resumed = request.train.resume_from
+    log = TrainLog(Path(request.out_dir), sys.stderr, step_of(Path(resumed)) if resumed else None)
     log.announce(request)
     ended = train(request, log)
     if ended.message:
@@ -97,11 +99,11 @@ def _request(args: argparse.Namespace, config: RunConfig) -> Request:
     datasets = _datasets(args, config)
     settings = config.train.model_copy(update=_overrides(args))
     named = settings.resume_from if args.resume is None else args.resume
+    checkpoint = None
     if named is not None:
         checkpoint = given_checkpoint(Path(named)) if named else last_checkpoint(out_dir)
         settings = settings.model_copy(update={"resume_from": str(checkpoint.resolve())})
-    else:
-        check_output_folder(out_dir)
+    check_output_folder(out_dir, checkpoint)
     plan = config.plan(num_gpus)
     workload = config.workload_on(num_gpus)
     broken = check_plan(plan, config.model, workload, hardware)

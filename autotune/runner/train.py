@@ -22,6 +22,7 @@ from autotune.runner.trainer import AutotuneTrainer
 from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision
 from autotune.trial.protocol import LOG_FILE, Request
+from autotune.trial.run_log import cut_log
 
 _STATE_FILE = "trainer_state.json"
 _ORDER_FILE = "autotune_data_order.json"
@@ -160,7 +161,9 @@ class RunLog(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Tell first what the run reads."""
+        """Tell first what the run reads; of a run that goes on, behind the steps it keeps."""
+        if self._answer.rank == 0 and state.global_step:
+            cut_log(self._file, state.global_step)
         counts = self._answer.result.data
         if counts is not None:
             self._append({"step": state.global_step, "data": counts.model_dump()})
