@@ -16,6 +16,7 @@ from autotune.errors import AutotuneError
 from autotune.plan import Plan
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
+from autotune.trial.checkpoint import is_whole
 from autotune.trial.data_counts import DataCounts
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
@@ -26,7 +27,6 @@ LAUNCHES = "launches"
 RUN_FILE = "run.json"
 _HANG_S = 1800.0
 """NCCL's own watchdog waits as long."""
-_STATE_FILE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -96,12 +96,12 @@ def check_output_folder(folder: Path, checkpoint: Path | None = None) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint with the most steps.
+    """Return the checkpoint with the most steps, of those that are whole.
 
     Raises:
         AutotuneError: there is none.
     """
-    found = _checkpoints(folder)
+    found = [path for path in _checkpoints(folder) if is_whole(path)]
     if not found:
         raise AutotuneError(
             f"There is no checkpoint in {folder}. Train without --resume first, with save_steps "
@@ -110,28 +110,11 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def given_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint a user named, if it is one.
-
-    Raises:
-        AutotuneError: it is not.
-    """
-    if not (folder / _STATE_FILE).is_file():
-        raise AutotuneError(f"{folder} is not a checkpoint: it has no {_STATE_FILE}.")
-    return folder
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step a checkpoint ends at."""
-    return int(json.loads((checkpoint / _STATE_FILE).read_text())["global_step"])
-
-
 def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
-    whole = [(int(m[1]), path) for m, path in named if m and (path / _STATE_FILE).exists()]
-    return [path for _, path in sorted(whole)]
+    return [path for _, path in sorted((int(m[1]), path) for m, path in named if m)]
 
 
 def train(request: Request, log: TrainLog) -> Trained:

@@ -16,6 +16,7 @@ from autotune.cli.options import (
     comma_list,
     memory_limit_from,
     positive_int,
+    seed_number,
     workload_from,
 )
 from autotune.errors import AutotuneError, NothingFitsError
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument(
         "--trial-timeout", metavar="TIME", help="deadline of a launch (default: from prediction)"
     )
-    effort.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of a table"
     )

@@ -167,6 +167,8 @@ def load_config(path: Path) -> RunConfig:
     block = read_block(top.raw(AUTOTUNE_KEY), where)
     output_dir = top.text("output_dir", _DEFAULT_OUTPUT_DIR)
     seed = top.integer("seed", _DEFAULT_SEED)
+    if seed >= 2**32:
+        raise top.error("seed", f"NumPy takes whole numbers from 0 to {2**32 - 1}.")
     passthrough = top.unread()
     unused = unused_warning(passthrough, where, idle=() if contract.adapter else LORA_KEYS)
     warnings = [note for note in (*engine.sharding.warnings, deprecation, unused) if note]

@@ -13,7 +13,8 @@ CUT_FILE = "log.cut.jsonl"
 
 def split_log(log: bytes, step: int) -> tuple[bytes, bytes]:
     """Return the lines up to a step, and those after it with a last line that was not finished."""
-    kept, cut = [], []
+    kept: list[bytes] = []
+    cut: list[bytes] = []
     for line in log.splitlines(keepends=True):
         (kept if _step(line) <= step else cut).append(line)
     return b"".join(kept), b"".join(cut)
