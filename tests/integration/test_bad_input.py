@@ -11,6 +11,7 @@ import pytest
 
 from autotune.trial.protocol import REQUEST_FILE
 from tests.integration.commands import AUTOTUNE, autotune, search_command, write_model
+from tests.unit.report_studies import make_plan, make_record
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +56,7 @@ WRONG = [
     ),
     pytest.param(f"{SEARCH} --memory-limit much", 2, ["'much'", "600MiB"], id="no size"),
     pytest.param(f"{SEARCH} --data nowhere.jsonl", 2, ["nowhere.jsonl"], id="missing data"),
+    pytest.param(f"{SEARCH} --data nosuch", 2, ["'nosuch' is neither"], id="no data's name"),
     pytest.param(f"{SEARCH} --gpus 640", 2, ["640", "--gpus"], id="more ranks than cores bear"),
     pytest.param("train nowhere.yml", 2, ["nowhere.yml", "no such file"], id="missing file"),
     pytest.param("serch", 2, ["'serch'", "search"], id="unknown verb"),
@@ -155,6 +157,8 @@ def words_of(tmp_path: Path, folder: Path, *more: str) -> list[str]:
 
 def test_a_folder_that_holds_another_study_is_left_as_it_is(tmp_path: Path, study: Path) -> None:
     (study / ".lock").unlink()
+    record = make_record(make_plan())
+    (study / "trials.jsonl").write_text(json.dumps(record.to_dict()) + "\n")
     before = fingerprints(study)
     other = [*words_of(tmp_path, study), "--seq-len", "32"]
     said = ["holds another study", "workload.seq_len is 64 there, 32 here", "--out"]

@@ -55,18 +55,42 @@ def test_the_same_contract_resumes(tmp_path: Path):
 )
 def test_any_other_contract_is_refused_and_nothing_is_touched(tmp_path, change, said):
     open_study(tmp_path, CONTRACT)
+    (tmp_path / "trials.jsonl").write_text("{}\n")
     written = (tmp_path / "study.json").read_bytes()
     with pytest.raises(AutotuneError, match="holds another study") as caught:
         open_study(tmp_path, replace(CONTRACT, **change))
     assert said in str(caught.value)
     assert (tmp_path / "study.json").read_bytes() == written
-    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "trials.jsonl"}
+
+
+@pytest.mark.parametrize("records", [None, ""])
+def test_a_study_that_measured_nothing_is_replaced(tmp_path, records, caplog):
+    """As after a first command with the wrong data; its launches tell why, and are kept."""
+    open_study(tmp_path, CONTRACT)
+    if records is not None:
+        (tmp_path / "trials.jsonl").write_text(records)
+    (tmp_path / "launches" / "0001-ddp").mkdir(parents=True)
+    (tmp_path / "notes.txt").touch()
+    before = (tmp_path / "study.json").read_text()
+    other = replace(CONTRACT, seed=7)
+    assert check_folder(tmp_path, other) is False
+    assert (tmp_path / "study.json").read_text() == before, "a check touches nothing"
+    assert open_study(tmp_path, other) is False
+    assert open_study(tmp_path, other) is True
+    assert (tmp_path / "replaced-1" / "study.json").read_text() == before
+    assert (tmp_path / "replaced-1" / "launches" / "0001-ddp").is_dir()
+    assert not (tmp_path / "launches").exists() and (tmp_path / "notes.txt").exists()
+    assert "had measured nothing; its files are in" in caplog.text
+    assert open_study(tmp_path, CONTRACT) is False
+    assert (tmp_path / "replaced-2" / "study.json").exists()
 
 
 def test_other_library_versions_are_another_study(tmp_path):
     open_study(tmp_path, CONTRACT)
     held = json.loads((tmp_path / "study.json").read_text())
     held["versions"]["torch"] = "1.0"
+    (tmp_path / "trials.jsonl").write_text("{}\n")
     (tmp_path / "study.json").write_text(json.dumps(held))
     with pytest.raises(AutotuneError, match=r'versions\.torch is "1\.0" there'):
         open_study(tmp_path, CONTRACT)
