@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 from autotune import __version__
 from autotune.errors import AutotuneError
+from autotune.search.content import data_digest, tokenizer_digest
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource
@@ -61,6 +61,7 @@ class Contract:
 
     def to_dict(self, name: str) -> dict[str, Any]:
         """Return the JSON form that `study.json` holds."""
+        tokenizer = tokenizer_digest(self.model.tokenizer)
         return {
             "schema_version": 1,
             "name": name,
@@ -69,6 +70,7 @@ class Contract:
                 "name": self.base_model,
                 "num_parameters": self.model.num_parameters,
                 "config": self.model.hf_config,
+                **({"tokenizer": tokenizer} if tokenizer else {}),
             },
             "workload": self.workload.model_dump(mode="json"),
             "hardware": {
@@ -85,21 +87,13 @@ class Contract:
             "memory_limit_bytes": self.memory_limit_bytes,
             "datasets": [
                 source.model_dump(mode="json", exclude_none=True)
-                | {"content": _content(source.path)}
+                | {"content": data_digest(source.path)}
                 for source in self.datasets
             ],
             "seed": self.seed,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": _versions(),
         }
-
-
-def _content(path: str) -> str | None:
-    """Return a digest of a local data file; None for a folder or a Hub id."""
-    if not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_counts(folder: Path) -> DataCounts | None:
@@ -133,6 +127,12 @@ def check_folder(folder: Path, contract: Contract) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise AutotuneError(f"{folder} is a file. Give a new folder with --out.")
+    for source in contract.datasets:
+        if folder.resolve().is_relative_to(Path(source.path).resolve()):
+            raise AutotuneError(
+                f"{folder} lies in the data folder {source.path}, so the study's own files would "
+                "be read as data. Give a folder elsewhere with --out."
+            )
     file = folder / CONTRACT_FILE
     if not file.exists():
         if folder.is_dir() and any(path.name != _LOCK_FILE for path in folder.iterdir()):

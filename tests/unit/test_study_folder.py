@@ -86,6 +86,64 @@ def test_a_study_that_measured_nothing_is_replaced(tmp_path, records, caplog):
     assert (tmp_path / "replaced-2" / "study.json").exists()
 
 
+def change_a_file(folder: Path) -> None:
+    (folder / "a.jsonl").write_text("another text")
+
+
+def add_a_file(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "c.jsonl").write_text("more")
+
+
+def move_a_file(folder: Path) -> None:
+    (folder / "a.jsonl").rename(folder / "z.jsonl")
+
+
+@pytest.mark.parametrize("path", ["data", "data/*.jsonl", "data/**/*.jsonl", "data/a.jsonl"])
+@pytest.mark.parametrize("change", [change_a_file, add_a_file, move_a_file])
+def test_changed_data_is_another_study(tmp_path, path, change):
+    folder, study = tmp_path / "data", tmp_path / "study"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_text(name)
+    contract = replace(CONTRACT, datasets=[DatasetSource(path=str(tmp_path / path))])
+    open_study(study, contract)
+    (study / "trials.jsonl").write_text("{}\n")
+    (folder / ".hidden").write_text("by an editor")
+    assert open_study(study, contract) is True
+    change(folder)
+    if change is add_a_file and path in ("data/*.jsonl", "data/a.jsonl"):
+        assert open_study(study, contract) is True, "the new file is not read"
+        return
+    with pytest.raises(AutotuneError, match="datasets is"):
+        open_study(study, contract)
+
+
+def test_a_study_inside_its_data_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contract = replace(CONTRACT, datasets=[DatasetSource(path=str(tmp_path))])
+    with pytest.raises(AutotuneError, match="lies in the data folder.*--out"):
+        check_folder(Path("reports/study"), contract)
+
+
+def test_a_changed_tokenizer_is_another_study(tmp_path):
+    folder, study = tmp_path / "model", tmp_path / "study"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONTRACT.model.hf_config))
+    (folder / "tokenizer.json").write_text("{}")
+
+    def contract() -> Contract:
+        return replace(CONTRACT, model=load_model(str(folder)))
+
+    open_study(study, contract())
+    (study / "trials.jsonl").write_text("{}\n")
+    (folder / "model.safetensors").touch()  # a search draws random weights
+    assert open_study(study, contract()) is True
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(AutotuneError, match=r"model\.tokenizer is"):
+        open_study(study, contract())
+
+
 def test_other_library_versions_are_another_study(tmp_path):
     open_study(tmp_path, CONTRACT)
     held = json.loads((tmp_path / "study.json").read_text())
