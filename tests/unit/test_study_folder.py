@@ -122,7 +122,7 @@ def test_changed_data_is_another_study(tmp_path, path, change):
 def test_a_study_inside_its_data_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     contract = replace(CONTRACT, datasets=[DatasetSource(path=str(tmp_path))])
-    with pytest.raises(AutotuneError, match="lies in the data folder.*--out"):
+    with pytest.raises(AutotuneError, match=r"lies in the data folder.*--out"):
         check_folder(Path("reports/study"), contract)
 
 
