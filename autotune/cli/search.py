@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, keeping summary, best.yml, CSV and HTML up to date after every launch."""
-    from autotune.planner import rank_plans
+    from autotune.planner import rank_plans, refusal_lines
     from autotune.report.console import LiveProgress
     from autotune.report.outputs import Outputs
     from autotune.search.space import make_families
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     families, left_out = make_families(ranking.candidates)
     rejected = [
         {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
-    ]
+    ] + left_out
     _need_train_extra()
     from autotune.search.tuner import Tuner
 
@@ -117,8 +117,10 @@ def run(args: argparse.Namespace) -> int:
         resumed = open_study(folder, contract)
         progress = LiveProgress()
         progress.note(_contract_words(contract, folder, resumed, len(families)))
+        for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
+            progress.note(f"not measured: {line}")
         tuner = Tuner(folder, families, _job(args, contract), progress)
-        outputs = Outputs(folder, contract, rejected + left_out, seed=args.seed)
+        outputs = Outputs(folder, contract, rejected, seed=args.seed)
         stopped = tuner.run(
             max_launches=args.trials,
             budget_s=budget_s,
