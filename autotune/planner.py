@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -232,6 +232,14 @@ def estimate_space(
     )
 
 
+def refusal_lines(refused: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each code of ``(code, reason)``: how many have it, and the first reason."""
+    reasons: dict[str, list[str]] = {}
+    for code, reason in refused:
+        reasons.setdefault(code, []).append(reason)
+    return [f"{code} x {len(given)}: {given[0]}" for code, given in sorted(reasons.items())]
+
+
 def best_first(candidates: Sequence[Estimate]) -> list[Estimate]:
     """Order plans: those that fit by speed, then those at risk, then predicted OOMs."""
     return sorted(candidates, key=lambda e: (_ORDER[e.verdict], -e.time.tokens_per_s, e.plan.id))
@@ -254,11 +262,9 @@ def _with_batches(
         sizes = [2**power for power in range(per_rank.bit_length()) if per_rank % 2**power == 0]
         sizes += [per_rank] if per_rank not in sizes else []
     else:
-        sizes = [size for size in micro_batches if per_rank % size == 0]
-        if not sizes:
-            # Kept as they are, so that the rule names the sizes that would do.
-            return [_batch(layout, micro_batches[0], 1)]
-    return [_batch(layout, size, per_rank // size) for size in sizes]
+        sizes = list(micro_batches)
+    # A given size that does not divide is kept, so that the rule refuses it by name.
+    return [_batch(layout, size, 1 if per_rank % size else per_rank // size) for size in sizes]
 
 
 def _batch(layout: Plan, micro_batch_size: int, grad_accum_steps: int) -> Plan:

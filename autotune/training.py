@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -15,16 +16,17 @@ from autotune.errors import AutotuneError
 from autotune.plan import Plan
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
+from autotune.trial.checkpoint import is_whole
 from autotune.trial.data_counts import DataCounts
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Request
+from autotune.trial.run_log import split_log
 
 LAUNCHES = "launches"
 RUN_FILE = "run.json"
 _HANG_S = 1800.0
 """NCCL's own watchdog waits as long."""
-_STATE_FILE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -70,12 +72,18 @@ def make_request(
     )
 
 
-def check_output_folder(folder: Path) -> None:
-    """Refuse to write over another run.
+def check_output_folder(folder: Path, checkpoint: Path | None = None) -> None:
+    """Refuse to write over another run than the one that is gone on with.
+
+    Args:
+        folder: Where the run would write.
+        checkpoint: Where it goes on from; in `folder` itself, the run there is its own.
 
     Raises:
         AutotuneError: the folder holds a run's log, weights or checkpoints.
     """
+    if checkpoint is not None and checkpoint.resolve().parent == folder.resolve():
+        return
     held = [name for name in (LOG_FILE, RUN_FILE) if (folder / name).exists()]
     patterns = ("*.safetensors", "pytorch_model*.bin", "config.json", "adapter_config.json")
     held += sorted(path.name for pattern in patterns for path in folder.glob(pattern))[:3]
@@ -83,17 +91,17 @@ def check_output_folder(folder: Path) -> None:
     if held:
         raise AutotuneError(
             f"{folder} holds another run ({', '.join(held)}); nothing was overwritten. Go on with "
-            "it by --resume, or give another --output-dir."
+            "it by --resume alone, or give another --output-dir."
         )
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint with the most steps.
+    """Return the checkpoint with the most steps, of those that are whole.
 
     Raises:
         AutotuneError: there is none.
     """
-    found = _checkpoints(folder)
+    found = [path for path in _checkpoints(folder) if is_whole(path)]
     if not found:
         raise AutotuneError(
             f"There is no checkpoint in {folder}. Train without --resume first, with save_steps "
@@ -102,23 +110,11 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def given_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint a user named, if it is one.
-
-    Raises:
-        AutotuneError: it is not.
-    """
-    if not (folder / _STATE_FILE).is_file():
-        raise AutotuneError(f"{folder} is not a checkpoint: it has no {_STATE_FILE}.")
-    return folder
-
-
 def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
-    whole = [(int(m[1]), path) for m, path in named if m and (path / _STATE_FILE).exists()]
-    return [path for _, path in sorted(whole)]
+    return [path for _, path in sorted((int(m[1]), path) for m, path in named if m)]
 
 
 def train(request: Request, log: TrainLog) -> Trained:
@@ -166,12 +162,23 @@ def _why(ended: Ended, request: Request, folder: Path) -> str:
 
 
 class TrainLog:
-    """Shows a run's JSON log lines as they appear, one line each."""
+    """Shows a run's JSON log lines as they appear, one line each.
 
-    def __init__(self, out_dir: Path, stream: TextIO) -> None:
+    Args:
+        out_dir: The run's folder.
+        stream: Where the lines are shown.
+        resumed_step: Of the checkpoint the run goes on from: the ranks cut the log there.
+    """
+
+    def __init__(self, out_dir: Path, stream: TextIO, resumed_step: int | None = None) -> None:
         self._path = out_dir / LOG_FILE
         self._stream = stream
-        self._position = self._path.stat().st_size if self._path.exists() else 0
+        self._position, self._position_when_cut, self._inode = 0, 0, 0
+        if self._path.exists():
+            old = self._path.read_bytes()
+            self._position, self._inode = len(old), self._path.stat().st_ino
+            if resumed_step is not None:
+                self._position_when_cut = len(split_log(old, resumed_step)[0])
         self._looked = 0.0
 
     def announce(self, request: Request) -> None:
@@ -194,6 +201,9 @@ class TrainLog:
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:
+                self._position, self._inode = self._position_when_cut, inode
             file.seek(self._position)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]

@@ -43,7 +43,9 @@ def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, examp
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Write bytes with three significant figures in MiB or GiB."""
+    """Write bytes in MiB with one decimal or GiB with two; so few that no MiB shows, as a count."""
+    if 0 < abs(num_bytes) < MIB / 20:
+        return f"{num_bytes:,.0f} bytes"
     if abs(num_bytes) < GIB:
         return f"{num_bytes / MIB:.1f} MiB"
     return f"{num_bytes / GIB:.2f} GiB"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import AutotuneError
+from autotune.spec.model.hub import is_hub_id
 from autotune.spec.training import DATASET_TYPES, DatasetSource
 
 _KEYS_BY_COLUMN: dict[str, dict[str, Any]] = {
@@ -70,6 +71,11 @@ def dataset_from(args: argparse.Namespace) -> DatasetSource | None:
     looks_local = path.suffix.lower() in _DATA_SUFFIXES or args.data.startswith((".", "/", "~"))
     if looks_local and not found and not path.exists():
         raise AutotuneError(f"There is no {args.data}. Give --data an existing file or a Hub id.")
+    if not found and not path.exists() and not is_hub_id(args.data):
+        raise AutotuneError(
+            f"{args.data!r} is neither a file, a folder or a pattern that matches, nor a Hub id "
+            "(ORG/NAME). Check the path."
+        )
     keys = {"type": args.data_type} if args.data_type else _keys_from_columns(path, found)
     if args.chat_template:
         if keys["type"] != "chat_template":

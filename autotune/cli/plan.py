@@ -110,6 +110,7 @@ def _print(
         format_count,
         make_console,
     )
+    from autotune.planner import refusal_lines
 
     console = make_console()
     console.print(
@@ -127,10 +128,8 @@ def _print(
         f"{len(ranking.rejected)} refused by a rule.",
         highlight=False,
     )
-    by_code = Counter(rejected.code for rejected in ranking.rejected)
-    reasons = {rejected.code: rejected.reason for rejected in reversed(ranking.rejected)}
-    for code, count in sorted(by_code.items()):
-        console.print(f"  {code} x {count}: {reasons[code]}", highlight=False, markup=False)
+    for line in refusal_lines((refused.code, refused.reason) for refused in ranking.rejected):
+        console.print(f"  {line}", highlight=False, markup=False)
     console.print(
         "Predicted, not measured: times rank, and memory carries an assumed error of "
         f"{shown[0].memory.relative_sigma:.0%}. 'autotune search' measures.",

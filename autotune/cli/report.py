@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 COMPARISON = "comparison"
 """Name of a comparison's files, without their suffix."""
+_STUDY_FILES = ("study.json", "trials.jsonl", "summary.json", "best.yml", "study.journal")
+"""What a report cannot write again from the rest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +66,18 @@ def _check_paths(args: argparse.Namespace) -> None:
     for flag, path in (("--csv", args.csv), ("--html", args.html)):
         if path is not None and path.is_dir():
             raise AutotuneError(f"{flag} {path} is a folder. Give the name of a file.")
-    if args.csv is not None and args.html is not None and args.csv.resolve() == args.html.resolve():
-        raise AutotuneError(f"--csv and --html are both {args.csv}. Give two names.")
+
+
+def _check_targets(csv_path: Path, html_path: Path, *studies: Path) -> None:
+    """Refuse to write both into one file, or over what a search wrote and cannot write again."""
+    if csv_path.resolve() == html_path.resolve():
+        raise AutotuneError(f"The table and the page would both be {csv_path}. Give two names.")
+    kept = {(study / name).resolve() for study in studies for name in _STUDY_FILES}
+    for path in (csv_path, html_path):
+        if path.resolve() in kept:
+            raise AutotuneError(
+                f"{path} is a file of the study itself; it was left as it is. Give another name."
+            )
 
 
 def _report_one(args: argparse.Namespace) -> int:
@@ -79,6 +91,7 @@ def _report_one(args: argparse.Namespace) -> int:
     study = load_study(args.study)
     csv_path = args.csv or study.folder.csv_file
     html_path = args.html or study.folder.html_file
+    _check_targets(csv_path, html_path, args.study)
     _write(write_csv, study, csv_path)
     _write(write_html, study, html_path)
     if args.json:
@@ -98,6 +111,7 @@ def _report_two(args: argparse.Namespace, second: Path) -> int:
     comparison = compare(load_study(args.study), load_study(second))
     csv_path = args.csv or args.study / f"{COMPARISON}.csv"
     html_path = args.html or args.study / f"{COMPARISON}.html"
+    _check_targets(csv_path, html_path, args.study, second)
     _write(write_comparison_csv, comparison, csv_path)
     _write(write_comparison, comparison, html_path)
     if args.json:

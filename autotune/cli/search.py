@@ -16,6 +16,7 @@ from autotune.cli.options import (
     comma_list,
     memory_limit_from,
     positive_int,
+    seed_number,
     workload_from,
 )
 from autotune.errors import AutotuneError, NothingFitsError
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument(
         "--trial-timeout", metavar="TIME", help="deadline of a launch (default: from prediction)"
     )
-    effort.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of a table"
     )
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, keeping summary, best.yml, CSV and HTML up to date after every launch."""
-    from autotune.planner import rank_plans
+    from autotune.planner import rank_plans, refusal_lines
     from autotune.report.console import LiveProgress
     from autotune.report.outputs import Outputs
     from autotune.search.space import make_families
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     families, left_out = make_families(ranking.candidates)
     rejected = [
         {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
-    ]
+    ] + left_out
     _need_train_extra()
     from autotune.search.tuner import Tuner
 
@@ -116,8 +117,10 @@ def run(args: argparse.Namespace) -> int:
         resumed = open_study(folder, contract)
         progress = LiveProgress()
         progress.note(_contract_words(contract, folder, resumed, len(families)))
+        for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
+            progress.note(f"not measured: {line}")
         tuner = Tuner(folder, families, _job(args, contract), progress)
-        outputs = Outputs(folder, contract, rejected + left_out, seed=args.seed)
+        outputs = Outputs(folder, contract, rejected, seed=args.seed)
         stopped = tuner.run(
             max_launches=args.trials,
             budget_s=budget_s,

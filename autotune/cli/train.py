@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from autotune.cli.data import add_data_arguments, dataset_from
-from autotune.cli.options import positive_int
+from autotune.cli.options import held_out, positive_int, positive_number
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.units import format_bytes
 
@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     run_group = parser.add_argument_group("overrides of the file")
     run_group.add_argument("--max-steps", type=positive_int, metavar="N")
-    run_group.add_argument("--learning-rate", type=float, metavar="LR")
+    run_group.add_argument("--learning-rate", type=positive_number, metavar="LR")
     run_group.add_argument("--save-steps", type=positive_int, metavar="N")
     run_group.add_argument("--eval-steps", type=positive_int, metavar="N")
     run_group.add_argument(
-        "--val-set-size", type=float, metavar="X", help="share (below 1) or number of sequences"
+        "--val-set-size", type=held_out, metavar="X", help="share (below 1) or number of sequences"
     )
     parser.add_argument(
         "--resume",
@@ -59,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
     """Train; the log is shown as it is written."""
     from autotune.config import load_config
     from autotune.training import TrainLog, train
+    from autotune.trial.checkpoint import step_of
 
     config = load_config(args.config)
     request = _request(args, config)
-    log = TrainLog(Path(request.out_dir), sys.stderr)
+    assert request.train is not None
+    resumed = request.train.resume_from
+    log = TrainLog(Path(request.out_dir), sys.stderr, step_of(Path(resumed)) if resumed else None)
     log.announce(request)
     ended = train(request, log)
     if ended.message:
@@ -81,12 +84,8 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace, config: RunConfig) -> Request:
     from autotune.rules import check_plan
     from autotune.spec.hardware import detect_hardware
-    from autotune.training import (
-        check_output_folder,
-        given_checkpoint,
-        last_checkpoint,
-        make_request,
-    )
+    from autotune.training import check_output_folder, last_checkpoint, make_request
+    from autotune.trial.checkpoint import check_identity, check_whole, identity_of
 
     device: Literal["cuda", "cpu"] = (
         "cpu" if (args.device or config.autotune.device) == "cpu" else "cuda"
@@ -96,12 +95,18 @@ def _request(args: argparse.Namespace, config: RunConfig) -> Request:
     out_dir = args.output_dir or Path(config.output_dir)
     datasets = _datasets(args, config)
     settings = config.train.model_copy(update=_overrides(args))
+    if config.test_datasets and settings.val_set_size:
+        raise AutotuneError(
+            f"--val-set-size: {args.config} has test_datasets, which say what is held out. Leave "
+            "one of them out."
+        )
     named = settings.resume_from if args.resume is None else args.resume
+    checkpoint = None
     if named is not None:
-        checkpoint = given_checkpoint(Path(named)) if named else last_checkpoint(out_dir)
+        checkpoint = Path(named) if named else last_checkpoint(out_dir)
+        check_whole(checkpoint)
         settings = settings.model_copy(update={"resume_from": str(checkpoint.resolve())})
-    else:
-        check_output_folder(out_dir)
+    check_output_folder(out_dir, checkpoint)
     plan = config.plan(num_gpus)
     workload = config.workload_on(num_gpus)
     broken = check_plan(plan, config.model, workload, hardware)
@@ -109,7 +114,7 @@ def _request(args: argparse.Namespace, config: RunConfig) -> Request:
         raise AutotuneError(
             f"{args.config}: [{broken[0].code}] {broken[0].message} {broken[0].hint}"
         )
-    return make_request(
+    request = make_request(
         config,
         plan=plan,
         workload=workload,
@@ -118,6 +123,9 @@ def _request(args: argparse.Namespace, config: RunConfig) -> Request:
         datasets=datasets,
         settings=settings,
     )
+    if checkpoint is not None:
+        check_identity(checkpoint, identity_of(request, None))  # the ranks check the data
+    return request
 
 
 def _datasets(args: argparse.Namespace, config: RunConfig) -> list[DatasetSource]:

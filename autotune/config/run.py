@@ -167,6 +167,8 @@ def load_config(path: Path) -> RunConfig:
     block = read_block(top.raw(AUTOTUNE_KEY), where)
     output_dir = top.text("output_dir", _DEFAULT_OUTPUT_DIR)
     seed = top.integer("seed", _DEFAULT_SEED)
+    if seed >= 2**32:
+        raise top.error("seed", f"NumPy takes whole numbers from 0 to {2**32 - 1}.")
     passthrough = top.unread()
     unused = unused_warning(passthrough, where, idle=() if contract.adapter else LORA_KEYS)
     warnings = [note for note in (*engine.sharding.warnings, deprecation, unused) if note]
@@ -198,7 +200,8 @@ def _read_model(top: Section, folder: Path, where: str) -> tuple[str, ModelSpec]
     if not os.path.exists(name) and os.path.exists(folder / name):
         name = str(folder / name)
     try:
-        model = load_model(name)
+        # Whoever writes a file to train from means the weights, as `best.yml` of a search does.
+        model = load_model(name, published=True)
     except (OSError, RuntimeError, ValueError) as error:  # no path: too long, a NUL, an unknown ~
         raise AutotuneError(
             f"{where}: base_model: {shorten(repr(name), 200)} cannot be read: "

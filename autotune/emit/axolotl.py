@@ -23,7 +23,6 @@ def emit_axolotl(
     train: TrainSettings | None = None,
     datasets: Sequence[DatasetSource] = (),
     test_datasets: Sequence[DatasetSource] = (),
-    base_model: str | None = None,
     output_dir: str = "./model-out",
     seed: int = 42,
     device: Literal["cuda", "cpu"] = "cuda",
@@ -42,7 +41,6 @@ def emit_axolotl(
         train: Schedule, logging and saving; its defaults when None.
         datasets: Entries of `datasets:`.
         test_datasets: Entries of `test_datasets:`.
-        base_model: What the user called the model; None writes its folder or Hub id.
         output_dir: Where the run writes.
         seed: Of data order and initial weights.
         device: Decides whether offloaded states are pinned in host memory.
@@ -50,7 +48,7 @@ def emit_axolotl(
         file_name: Named in the header's command.
     """
     train = train or TrainSettings()
-    keys: dict[str, Any] = {"base_model": base_model or base_model_of(model)}
+    keys: dict[str, Any] = {"base_model": base_model_of(model)}
     keys |= data_keys(datasets, test_datasets, train)
     keys |= workload_keys(workload)
     keys |= {
@@ -68,9 +66,9 @@ def emit_axolotl(
 
 
 def base_model_of(model: ModelSpec) -> str:
-    """Return what `base_model` should say: the weights' folder, the Hub id, or the name."""
-    if model.weights:
-        return model.weights
+    """Return what `base_model` should say: the local files, the Hub id, or the name."""
+    if given := model.local_path or model.weights:
+        return given
     entry = read_catalogue("models").get(model.name, {})
     return str(entry.get("hub", model.name))
 

@@ -91,7 +91,6 @@ class Outputs:
             plan,
             train=TrainSettings(),
             datasets=contract.datasets,
-            base_model=contract.base_model if Path(contract.base_model).exists() else None,
             output_dir=str(self._folder / "model-out"),
             seed=self._seed,
             device="cuda" if contract.device == "cuda" else "cpu",

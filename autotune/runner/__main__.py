@@ -27,7 +27,7 @@ def main() -> None:
         code = 0
     except AutotuneError as error:
         answer.fail(error, Outcome.CRASHED)
-    except Exception as error:  # the process edge: every failure becomes an outcome
+    except BaseException as error:  # the process edge; a failed checkpoint load is no Exception
         from autotune.runner.checks import InvalidRunError
         from autotune.runner.gauges import memory_outcome
 

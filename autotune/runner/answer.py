@@ -68,10 +68,13 @@ class Answer:
         """Write why this rank stopped. The time makes the earliest failure the root cause."""
         text = traceback.format_exc()
         sys.stderr.write(text)
-        message = f"{type(error).__name__}: {error}" if not str(error).strip() else str(error)
+        said = str(error).strip()
+        if not isinstance(error, AutotuneError) and outcome is not Outcome.INVALID:
+            name = type(error).__name__  # of a KeyError, the text alone is a mere name
+            said = f"{name}: {said}" if said else name
         self.result.error = RankError(
             outcome=outcome,
-            message=message,
+            message=said,
             traceback=text,
             time_s=time.monotonic(),
             user_mistake=isinstance(error, AutotuneError) and error.exit_code == 2,

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from autotune.errors import AutotuneError
 from autotune.runner.answer import Answer
 from autotune.runner.data import TrainingData
 from autotune.runner.data.loader import steps_for_epochs
@@ -21,10 +20,9 @@ from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
 from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision
+from autotune.trial.checkpoint import check_identity, identity_of, step_of, write_identity
 from autotune.trial.protocol import LOG_FILE, Request
-
-_STATE_FILE = "trainer_state.json"
-_ORDER_FILE = "autotune_data_order.json"
+from autotune.trial.run_log import cut_log
 
 
 def run_training(request: Request, answer: Answer) -> None:
@@ -37,12 +35,8 @@ def run_training(request: Request, answer: Answer) -> None:
     assert settings is not None
     session = open_session(request, answer)
     data = session.data
-    data_order: dict[str, int | str] = {
-        "global_batch_size": session.plan.global_batch_size,
-        "data": data.train.digest(),
-        "seed": request.seed,
-    }
-    start_step = _resumed_step(settings.resume_from, data_order)
+    identity = identity_of(request, data.train.digest())
+    start_step = _resumed_step(settings.resume_from, identity)
     total = settings.max_steps or steps_for_epochs(
         len(data.train), session.plan.global_batch_size, settings.num_epochs
     )
@@ -56,7 +50,7 @@ def run_training(request: Request, answer: Answer) -> None:
         eval_loader=session.eval_loader(),
     )
     steps_per_epoch = len(data.train) / session.plan.global_batch_size
-    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch, data_order))
+    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch, identity))
     answer.result.train["host_peak_bytes_after_load"] = peak_resident_bytes()
     trainer.train(resume_from_checkpoint=settings.resume_from)
     if data.validation is not None and trainer.last_evaluated_step != trainer.state.global_step:
@@ -95,29 +89,11 @@ def _schedule(
     return values
 
 
-def _resumed_step(checkpoint: str | None, data_order: dict[str, int | str]) -> int:
-    """Return the step a checkpoint ends at.
-
-    Raises:
-        AutotuneError: no checkpoint, or one of a run that read its data in another order: going on
-            would skip some sequences and repeat others.
-    """
+def _resumed_step(checkpoint: str | None, identity: dict[str, Any]) -> int:
     if checkpoint is None:
         return 0
-    state = Path(checkpoint) / _STATE_FILE
-    if not state.exists():
-        raise AutotuneError(f"{checkpoint} is not a checkpoint: it has no {_STATE_FILE}.")
-    written = Path(checkpoint) / _ORDER_FILE
-    held = json.loads(written.read_text()) if written.exists() else data_order
-    differ = [key for key, value in data_order.items() if held.get(key) != value]
-    if differ:
-        key = differ[0]
-        raise AutotuneError(
-            f"{checkpoint} was written with {key} {held.get(key)}; this run has {data_order[key]}, "
-            "and would skip some of the data and repeat some. Keep micro_batch_size x "
-            "gradient_accumulation_steps x data-parallel ranks, the data and the seed."
-        )
-    return int(json.loads(state.read_text())["global_step"])
+    check_identity(Path(checkpoint), identity)
+    return step_of(Path(checkpoint))
 
 
 def _save_final_weights(trainer: AutotuneTrainer, request: Request, data: TrainingData) -> None:
@@ -142,13 +118,13 @@ class RunLog(TrainerCallback):
         answer: Answer,
         trainer: AutotuneTrainer,
         steps_per_epoch: float,
-        data_order: dict[str, int | str],
+        identity: dict[str, Any],
     ) -> None:
         self._file = Path(request.out_dir) / LOG_FILE
         self._answer = answer
         self._trainer = trainer
         self._steps_per_epoch = steps_per_epoch
-        self._data_order = data_order
+        self._identity = identity
         self._step_start = time.perf_counter()
         self._tokens = 0
         self._seconds = 0.0
@@ -160,7 +136,9 @@ class RunLog(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Tell first what the run reads."""
+        """Tell first what the run reads; of a run that goes on, behind the steps it keeps."""
+        if self._answer.rank == 0 and state.global_step:
+            cut_log(self._file, state.global_step)
         counts = self._answer.result.data
         if counts is not None:
             self._append({"step": state.global_step, "data": counts.model_dump()})
@@ -197,11 +175,12 @@ class RunLog(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Leave beside the checkpoint in which order the data was read."""
+        """Declare the checkpoint whole once every rank has written its part."""
+        self._trainer.accelerator.wait_for_everyone()
         self._answer.heartbeat()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._answer.rank == 0 and folder.is_dir():
-            (folder / _ORDER_FILE).write_text(json.dumps(self._data_order) + "\n")
+            write_identity(folder, self._identity)
 
     def on_log(
         self,

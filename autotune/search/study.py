@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -18,16 +18,24 @@ from typing import Any
 
 from autotune import __version__
 from autotune.errors import AutotuneError
+from autotune.search.content import data_digest, tokenizer_digest
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
 from autotune.trial.data_counts import DataCounts
 from autotune.trial.protocol import RankResult, rank_result_file, read_message
+from autotune.trial.store import RECORDS_FILE
 
+_LOG = logging.getLogger(__name__)
 CONTRACT_FILE = "study.json"
 SUMMARY_FILE = "summary.json"
 _LOCK_FILE = ".lock"
+_FILES = (
+    CONTRACT_FILE, SUMMARY_FILE, RECORDS_FILE, "study.journal", "launches", "trials.csv",
+    "report.html",
+)  # fmt: skip
+"""What a search may leave before its first record."""
 _VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "optuna")
 _UNCOMPARED = {"command", "created", "name"}
 """Fields of the contract that may differ between a study and the command that resumes it."""
@@ -53,6 +61,7 @@ class Contract:
 
     def to_dict(self, name: str) -> dict[str, Any]:
         """Return the JSON form that `study.json` holds."""
+        tokenizer = tokenizer_digest(self.model.tokenizer)
         return {
             "schema_version": 1,
             "name": name,
@@ -61,6 +70,7 @@ class Contract:
                 "name": self.base_model,
                 "num_parameters": self.model.num_parameters,
                 "config": self.model.hf_config,
+                **({"tokenizer": tokenizer} if tokenizer else {}),
             },
             "workload": self.workload.model_dump(mode="json"),
             "hardware": {
@@ -77,21 +87,13 @@ class Contract:
             "memory_limit_bytes": self.memory_limit_bytes,
             "datasets": [
                 source.model_dump(mode="json", exclude_none=True)
-                | {"content": _content(source.path)}
+                | {"content": data_digest(source.path)}
                 for source in self.datasets
             ],
             "seed": self.seed,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": _versions(),
         }
-
-
-def _content(path: str) -> str | None:
-    """Return a digest of a local data file; None for a folder or a Hub id."""
-    if not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_counts(folder: Path) -> DataCounts | None:
@@ -116,13 +118,21 @@ def fingerprint(hardware: HardwareSpec) -> str:
 
 
 def check_folder(folder: Path, contract: Contract) -> bool:
-    """Say whether the folder holds this very study (else it is free); touch nothing.
+    """Say whether the folder holds this very study; touch nothing.
+
+    Else it is free, or holds another study that measured nothing: `open_study` replaces that.
 
     Raises:
         AutotuneError: it holds something else.
     """
     if folder.exists() and not folder.is_dir():
         raise AutotuneError(f"{folder} is a file. Give a new folder with --out.")
+    for source in contract.datasets:
+        if folder.resolve().is_relative_to(Path(source.path).resolve()):
+            raise AutotuneError(
+                f"{folder} lies in the data folder {source.path}, so the study's own files would "
+                "be read as data. Give a folder elsewhere with --out."
+            )
     file = folder / CONTRACT_FILE
     if not file.exists():
         if folder.is_dir() and any(path.name != _LOCK_FILE for path in folder.iterdir()):
@@ -136,6 +146,8 @@ def check_folder(folder: Path, contract: Contract) -> bool:
         for key in sorted(set(held) | set(wanted))
         if key not in _UNCOMPARED and _comparable(held.get(key)) != _comparable(wanted.get(key))
     ]
+    if differ and not _has_records(folder):
+        return False
     if differ:
         shown = "; ".join(_difference(key, held.get(key), wanted.get(key)) for key in differ[:3])
         raise AutotuneError(
@@ -154,8 +166,25 @@ def open_study(folder: Path, contract: Contract) -> bool:
     resumed = check_folder(folder, contract)
     if not resumed:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CONTRACT_FILE).exists():
+            _set_aside(folder)
         write_json(folder / CONTRACT_FILE, contract.to_dict(folder.resolve().name))
     return resumed
+
+
+def _has_records(folder: Path) -> bool:
+    records = folder / RECORDS_FILE
+    return records.exists() and records.stat().st_size > 0
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the files of a study out of the way of the one that takes its place."""
+    aside = folder / f"replaced-{len(list(folder.glob('replaced-*'))) + 1}"
+    aside.mkdir()
+    for name in _FILES:
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    _LOG.warning("The study in %s had measured nothing; its files are in %s.", folder, aside)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 from autotune.trial.protocol import REQUEST_FILE
 from tests.integration.commands import AUTOTUNE, autotune, search_command, write_model
+from tests.unit.report_studies import make_plan, make_record
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +56,7 @@ WRONG = [
     ),
     pytest.param(f"{SEARCH} --memory-limit much", 2, ["'much'", "600MiB"], id="no size"),
     pytest.param(f"{SEARCH} --data nowhere.jsonl", 2, ["nowhere.jsonl"], id="missing data"),
+    pytest.param(f"{SEARCH} --data nosuch", 2, ["'nosuch' is neither"], id="no data's name"),
     pytest.param(f"{SEARCH} --gpus 640", 2, ["640", "--gpus"], id="more ranks than cores bear"),
     pytest.param("train nowhere.yml", 2, ["nowhere.yml", "no such file"], id="missing file"),
     pytest.param("serch", 2, ["'serch'", "search"], id="unknown verb"),
@@ -153,8 +155,28 @@ def words_of(tmp_path: Path, folder: Path, *more: str) -> list[str]:
     return command[len(AUTOTUNE) :]
 
 
+def test_what_a_search_will_not_measure_is_said_and_recorded(tmp_path: Path) -> None:
+    """7 sequences do not divide over 2 data-parallel ranks, and 3 does not divide 7."""
+    command = words_of(tmp_path, tmp_path / "study", "--budget", "0.001s")
+    for flag, value in (
+        ("--global-batch-size", "7"),
+        ("--sequence-parallel", "1,2"),
+        ("--micro-batches", "1,3"),
+    ):
+        command[command.index(flag) + 1] = value
+    done = autotune(*command)
+    lines = done.stderr.splitlines()
+    (uneven,) = [i for i, line in enumerate(lines) if "not measured: AT103 x 2: " in line]
+    (dropped,) = [i for i, line in enumerate(lines) if "not measured: AT104 x 2: " in line]
+    assert "7" in lines[uneven] and "micro_batch_size 3" in lines[dropped]
+    rejected = json.loads((tmp_path / "study" / "summary.json").read_text())["rejected"]
+    assert sorted(each["code"] for each in rejected) == ["AT103", "AT103", "AT104", "AT104"]
+
+
 def test_a_folder_that_holds_another_study_is_left_as_it_is(tmp_path: Path, study: Path) -> None:
     (study / ".lock").unlink()
+    record = make_record(make_plan())
+    (study / "trials.jsonl").write_text(json.dumps(record.to_dict()) + "\n")
     before = fingerprints(study)
     other = [*words_of(tmp_path, study), "--seq-len", "32"]
     said = ["holds another study", "workload.seq_len is 64 there, 32 here", "--out"]

@@ -5,7 +5,7 @@ import pytest
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.memory import Verdict
 from autotune.plan import Plan, Recompute
-from autotune.planner import enumerate_plans, rank_plans
+from autotune.planner import enumerate_plans, rank_plans, refusal_lines
 from autotune.rules import check_plan
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
@@ -53,12 +53,28 @@ def test_given_micro_batches():
         MODEL, WORKLOAD, H100, load_strategies(["zero2"]), micro_batches=[1, 3, 8],
         cp_degrees=[1], recompute=[Recompute.NONE],
     )  # fmt: skip
-    assert [(p.micro_batch_size, p.grad_accum_steps) for p in plans] == [(1, 8), (8, 1)]
+    assert [(p.micro_batch_size, p.grad_accum_steps) for p in plans] == [(1, 8), (3, 1), (8, 1)]
     (refused,) = enumerate_plans(
         MODEL, WORKLOAD, H100, load_strategies(["zero2"]), micro_batches=[3],
         cp_degrees=[1], recompute=[Recompute.NONE],
     )  # fmt: skip
     assert [v.code for v in check_plan(refused, MODEL, WORKLOAD, H100)] == ["AT104"]
+
+
+def test_a_given_size_that_does_not_divide_is_recorded():
+    ranking = rank_plans(
+        MODEL, WORKLOAD, H100, load_strategies(["zero2"]), micro_batches=[1, 3],
+        cp_degrees=[1], recompute=[Recompute.NONE],
+    )  # fmt: skip
+    assert [e.plan.micro_batch_size for e in ranking.candidates] == [1]
+    (refused,) = ranking.rejected
+    assert (refused.plan.micro_batch_size, refused.code) == (3, "AT104")
+    assert "micro_batch_size 3 x 8" in refused.reason
+
+
+def test_refusals_are_counted_by_code_with_their_first_reason():
+    refused = [("AT104", "three"), ("AT103", "seven"), ("AT104", "five")]
+    assert refusal_lines(refused) == ["AT103 x 1: seven", "AT104 x 2: three"]
 
 
 def test_less_memory_never_helps():

@@ -74,6 +74,22 @@ def test_a_folder_where_a_file_is_wanted_and_one_path_for_both(tmp_path):
     with pytest.raises(AutotuneError, match="Give two names"):
         run_report(folder, "--html", tmp_path / "x", "--csv", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+    with pytest.raises(AutotuneError, match=r"both be .*/report\.html"):
+        run_report(folder, "--csv", folder / "report.html")
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["trials.jsonl", "study.json", "best.yml"])
+@pytest.mark.parametrize("second", [False, True])
+def test_what_the_search_wrote_is_never_written_over(tmp_path, name, second):
+    folder = write_study(tmp_path / "study")
+    other = write_study(tmp_path / "other")
+    target = (other if second else folder) / name
+    before = target.read_bytes()
+    more = [other] if second else []
+    with pytest.raises(AutotuneError, match="is a file of the study itself"):
+        run_report(folder, *more, "--csv", target)
+    assert target.read_bytes() == before
 
 
 def test_opens_the_page_with_the_browser_of_the_environment(tmp_path, capfd, monkeypatch):

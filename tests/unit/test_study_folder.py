@@ -55,18 +55,100 @@ def test_the_same_contract_resumes(tmp_path: Path):
 )
 def test_any_other_contract_is_refused_and_nothing_is_touched(tmp_path, change, said):
     open_study(tmp_path, CONTRACT)
+    (tmp_path / "trials.jsonl").write_text("{}\n")
     written = (tmp_path / "study.json").read_bytes()
     with pytest.raises(AutotuneError, match="holds another study") as caught:
         open_study(tmp_path, replace(CONTRACT, **change))
     assert said in str(caught.value)
     assert (tmp_path / "study.json").read_bytes() == written
-    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "trials.jsonl"}
+
+
+@pytest.mark.parametrize("records", [None, ""])
+def test_a_study_that_measured_nothing_is_replaced(tmp_path, records, caplog):
+    """As after a first command with the wrong data; its launches tell why, and are kept."""
+    open_study(tmp_path, CONTRACT)
+    if records is not None:
+        (tmp_path / "trials.jsonl").write_text(records)
+    (tmp_path / "launches" / "0001-ddp").mkdir(parents=True)
+    (tmp_path / "notes.txt").touch()
+    before = (tmp_path / "study.json").read_text()
+    other = replace(CONTRACT, seed=7)
+    assert check_folder(tmp_path, other) is False
+    assert (tmp_path / "study.json").read_text() == before, "a check touches nothing"
+    assert open_study(tmp_path, other) is False
+    assert open_study(tmp_path, other) is True
+    assert (tmp_path / "replaced-1" / "study.json").read_text() == before
+    assert (tmp_path / "replaced-1" / "launches" / "0001-ddp").is_dir()
+    assert not (tmp_path / "launches").exists() and (tmp_path / "notes.txt").exists()
+    assert "had measured nothing; its files are in" in caplog.text
+    assert open_study(tmp_path, CONTRACT) is False
+    assert (tmp_path / "replaced-2" / "study.json").exists()
+
+
+def change_a_file(folder: Path) -> None:
+    (folder / "a.jsonl").write_text("another text")
+
+
+def add_a_file(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "c.jsonl").write_text("more")
+
+
+def move_a_file(folder: Path) -> None:
+    (folder / "a.jsonl").rename(folder / "z.jsonl")
+
+
+@pytest.mark.parametrize("path", ["data", "data/*.jsonl", "data/**/*.jsonl", "data/a.jsonl"])
+@pytest.mark.parametrize("change", [change_a_file, add_a_file, move_a_file])
+def test_changed_data_is_another_study(tmp_path, path, change):
+    folder, study = tmp_path / "data", tmp_path / "study"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_text(name)
+    contract = replace(CONTRACT, datasets=[DatasetSource(path=str(tmp_path / path))])
+    open_study(study, contract)
+    (study / "trials.jsonl").write_text("{}\n")
+    (folder / ".hidden").write_text("by an editor")
+    assert open_study(study, contract) is True
+    change(folder)
+    if change is add_a_file and path in ("data/*.jsonl", "data/a.jsonl"):
+        assert open_study(study, contract) is True, "the new file is not read"
+        return
+    with pytest.raises(AutotuneError, match="datasets is"):
+        open_study(study, contract)
+
+
+def test_a_study_inside_its_data_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contract = replace(CONTRACT, datasets=[DatasetSource(path=str(tmp_path))])
+    with pytest.raises(AutotuneError, match=r"lies in the data folder.*--out"):
+        check_folder(Path("reports/study"), contract)
+
+
+def test_a_changed_tokenizer_is_another_study(tmp_path):
+    folder, study = tmp_path / "model", tmp_path / "study"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONTRACT.model.hf_config))
+    (folder / "tokenizer.json").write_text("{}")
+
+    def contract() -> Contract:
+        return replace(CONTRACT, model=load_model(str(folder)))
+
+    open_study(study, contract())
+    (study / "trials.jsonl").write_text("{}\n")
+    (folder / "model.safetensors").touch()  # a search draws random weights
+    assert open_study(study, contract()) is True
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(AutotuneError, match=r"model\.tokenizer is"):
+        open_study(study, contract())
 
 
 def test_other_library_versions_are_another_study(tmp_path):
     open_study(tmp_path, CONTRACT)
     held = json.loads((tmp_path / "study.json").read_text())
     held["versions"]["torch"] = "1.0"
+    (tmp_path / "trials.jsonl").write_text("{}\n")
     (tmp_path / "study.json").write_text(json.dumps(held))
     with pytest.raises(AutotuneError, match=r'versions\.torch is "1\.0" there'):
         open_study(tmp_path, CONTRACT)

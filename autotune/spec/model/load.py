@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,21 @@ from autotune.spec.model import hub
 from autotune.spec.model.from_config import model_from_config
 from autotune.spec.model.shape import ModelSpec
 
+_LOG = logging.getLogger(__name__)
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def load_model(name_or_path: str) -> ModelSpec:
-    """Read a model by catalogue name, folder, config.json or Hub id.
+def load_model(name_or_path: str, *, published: bool = False) -> ModelSpec:
+    """Read a model by folder, config.json, catalogue name or Hub id.
 
+    A folder that holds a config.json comes before a name of the catalogue, and the log says so.
     The config of a Hub id outside the catalogue comes from the Hub's cache, or is downloaded.
+
+    Args:
+        name_or_path: What the user calls it.
+        published: Whether a catalogue name means the weights as they were published; else it is
+            the model's shape alone. By its Hub id a model always means its weights.
 
     Raises:
         AutotuneError: no such name or file, or an architecture that is not supported.
@@ -30,14 +38,16 @@ def load_model(name_or_path: str) -> ModelSpec:
     path = Path(name_or_path).expanduser()
     looks_like_path = name_or_path.startswith((".", "/", "~")) or path.suffix == ".json"
     key = by_name.get(name_or_path.lower())
+    if key and not looks_like_path and (path / "config.json").is_file():
+        _LOG.warning("%s is a folder here: its files are used, not the catalogue's.", name_or_path)
+        return _load_local(path)
     if key and not looks_like_path:
         entry = entries[key]
-        # By its Hub id the model is meant as it was published; by our name it is its shape alone.
-        published = entry.get("hub") if name_or_path.lower() != key.lower() else None
+        published = published or name_or_path.lower() != key.lower()
         return model_from_config(
             key,
             entry["config"],
-            weights=published,
+            weights=entry.get("hub") if published else None,
             tokenizer=entry.get("hub") or entry.get("config_of"),
         )
     if path.exists():
@@ -69,18 +79,21 @@ def _refuse_restated(hub_id: str, entries: dict[str, dict[str, Any]]) -> None:
 
 
 def _load_local(path: Path) -> ModelSpec:
+    path = path.absolute()  # best.yml must train from any folder
     folder = path if path.is_dir() else path.parent
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise AutotuneError(f"Model folder {str(path)!r} has no config.json.")
     config = _parse(file)
-    name = folder.resolve().name if file.name == "config.json" else file.stem
-    return model_from_config(
+    whole_folder = file.name == "config.json"
+    name = folder.resolve().name if whole_folder else file.stem
+    model = model_from_config(
         name,
         config,
         weights=str(folder) if _holds(folder, _WEIGHT_PATTERNS) else None,
         tokenizer=str(folder) if _holds(folder, _TOKENIZER_FILES) else None,
     )
+    return model.model_copy(update={"local_path": str(folder if whole_folder else file)})
 
 
 def _parse(file: Path) -> dict[str, Any]:

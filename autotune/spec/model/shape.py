@@ -78,6 +78,8 @@ class ModelSpec(BaseModel):
     """Folder or Hub id of pretrained weights; None builds random ones."""
     tokenizer: str | None = None
     """Folder or Hub id of the tokenizer."""
+    local_path: str | None = None
+    """Absolute path of the local folder or config file it was read from; None: of a name."""
 
     @property
     def query_size(self) -> int:
