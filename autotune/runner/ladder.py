@@ -119,13 +119,16 @@ class Ladder(TrainerCallback):
         return list(self._finished)
 
     def start_segment(self, epoch: int) -> Segment:
-        """Set the accumulation everywhere it is kept, and reset clock and peak."""
+        """Set the accumulation where it is read, and reset clock and peak.
+
+        Accelerate's own stays 1, as the Trainer sets it: its `backward` divides by it, and the loss
+        is normalised over the whole step already.
+        """
         trainer = self.trainer
         assert trainer is not None
         self._index = epoch
         segment = self.current
         trainer.args.gradient_accumulation_steps = segment.grad_accum_steps
-        trainer.accelerator.gradient_accumulation_steps = segment.grad_accum_steps
         if trainer.plan.engine is Engine.DEEPSPEED:
             _set_deepspeed_batch(trainer.model_wrapped, segment)
         self._steps, self._tokens, self._seen = [], [], 0
