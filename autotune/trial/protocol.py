@@ -131,7 +131,9 @@ class AccumulationResult(_Message):
     optimizer_step_s: list[float]
     """Clipping, optimizer step, zeroing."""
     valid_tokens: list[int]
-    """Tokens with a label, summed over all ranks."""
+    """Tokens with a label that the step read, summed over all ranks."""
+    mean_step_tokens: float
+    """What `valid_tokens` would be if every sequence held as many as the data's average."""
     peak_allocated_bytes: int
     """CUDA: the allocator's peak. CPU: growth of the resident set's peak since the imports."""
     peak_reserved_bytes: int

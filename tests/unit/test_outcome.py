@@ -43,6 +43,7 @@ def accumulation(steps: int = 2, *, whole: float = 1.0, tokens: int = 200, **cha
         "sync_micro_step_s": [0.5] * 3,
         "optimizer_step_s": [0.1] * 3,
         "valid_tokens": [tokens] * 3,
+        "mean_step_tokens": tokens,
         "peak_allocated_bytes": 100,
         "peak_reserved_bytes": 150,
     }
@@ -79,6 +80,22 @@ def test_a_longer_accumulation_is_composed_from_the_measured_one():
     assert record.step_s == pytest.approx(1.0 + 6 * 0.35)
     assert record.tokens_per_s == pytest.approx(800 / 3.1)
     assert record.measured_accum_steps == (2,)
+
+
+def test_what_a_rung_happened_to_read_does_not_rank_it():
+    """Two equally fast configurations, of data with 450 labels a sequence on average."""
+    rich = accumulation(2, tokens=930, mean_step_tokens=900.0)
+    poor = accumulation(1, tokens=386, mean_step_tokens=450.0)
+    records = [
+        *read(request((1, 2)), [result(rank, ok(1, rich)) for rank in (0, 1)]),
+        *read(request((1, 2)), [result(rank, ok(1, rich, poor)) for rank in (0, 1)]),
+        *read(request((1, 4)), [result(rank, ok(1, rich)) for rank in (0, 1)]),
+        *read(request((1, 1)), [result(rank, ok(1, poor)) for rank in (0, 1)]),
+    ]
+    tokens = [(record.step_tokens, record.step_tokens_read) for record in records]
+    assert tokens == [(900.0, 930.0), (900.0, 930.0), (1800.0, 1860.0), (450.0, 386.0)]
+    for record in records:
+        assert record.tokens_per_s == record.step_tokens / record.step_s
 
 
 def test_a_measured_accumulation_is_taken_as_it_is():
