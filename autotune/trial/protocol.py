@@ -85,6 +85,7 @@ class Request(_Message):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     launch_id: str
+    """One launch's own: `run_launch` makes it so, and reads no result that says another."""
     mode: Literal["trial", "train"]
     model: ModelSource
     plan: dict[str, Any]
@@ -174,13 +175,13 @@ class RankResult(_Message):
     """Train mode: final metrics."""
 
 
-def rank_result_file(rank: int) -> str:
-    """Return the name of a rank's result file in the launch folder."""
+def rank_result_file(rank: int | Literal["*"]) -> str:
+    """Return the name of a rank's result file in the launch folder, or a pattern for every rank."""
     return f"rank-{rank}.result.json"
 
 
-def heartbeat_file(rank: int) -> str:
-    """Return the name of the file whose time says when a rank last made progress."""
+def heartbeat_file(rank: int | Literal["*"]) -> str:
+    """Return the name of the file whose time says when a rank last made progress, or a pattern."""
     return f"rank-{rank}.heartbeat"
 
 
