@@ -115,9 +115,9 @@ class Tuner:
             after_launch: Called after each launch, to bring summary and reports up to date.
         """
         started = time.monotonic()
-        self._recover()
-        self._progress.start(max_launches, budget_s, known=self.store.all())
         try:
+            self._recover()
+            self._progress.start(max_launches, budget_s, known=self.store.all())
             while True:
                 stopped = self._stop_rule(started, max_launches, budget_s)
                 if stopped is not None:

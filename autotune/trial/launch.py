@@ -12,15 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from autotune.errors import AutotuneError
 from autotune.resources import cache_dir
 from autotune.trial.folder import clear_results, read_result, read_results
+from autotune.trial.interrupts import interrupts_held
 from autotune.trial.processes import kill_tagged, oom_kill_count, process_state
 from autotune.trial.protocol import (
     REQUEST_FILE,
@@ -114,7 +114,7 @@ def run_launch(
             ranks.append(_start(number, folder, variables))  # noqa: PERF401
         verdict = _watch(ranks, folder, tag, limits, started, on_tick)
     finally:
-        with _interrupts_held():
+        with interrupts_held():
             _stop(ranks)
             kill_tagged(TAG_VARIABLE, tag)
     results = read_results(folder)
@@ -289,22 +289,6 @@ def _stop(ranks: list[_Rank]) -> None:
     for rank in running:
         with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, freeing its memory
             rank.process.wait(timeout=30)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back: an impatient second one must not leave ranks behind; see `_stop`'s limits.
-
-    Only the main thread gets it, and only there may a handler be set.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _signal_group(rank: _Rank, number: signal.Signals) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from types import SimpleNamespace
 
 import pytest
 
 from autotune.plan import Engine, Plan
 from autotune.spec.workload import Workload
-from autotune.trial.launch import _conclude, _interrupts_held, _Rank
+from autotune.trial.launch import _conclude, _Rank
 from autotune.trial.outcome import median_interval, read_rungs
 from autotune.trial.protocol import (
     AccumulationResult,
@@ -205,16 +203,3 @@ def test_an_abort_after_a_complete_result_is_a_note():
     ended = conclude(ranks, [result(0)])
     assert ended.outcome is Outcome.OK
     assert ended.notes == ["rank 0 finished, then ended with -6"]
-
-
-def test_ctrl_c_waits_until_the_ranks_are_stopped():
-    # A shell starts background jobs with SIGINT ignored; Python then installs no handler.
-    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with _interrupts_held():
-            os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, outside)
