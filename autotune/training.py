@@ -18,6 +18,7 @@ from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
 from autotune.trial.checkpoint import is_whole
 from autotune.trial.data_counts import DataCounts
+from autotune.trial.folder import numbered_launches
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Request
@@ -121,7 +122,7 @@ def train(request: Request, log: TrainLog) -> Trained:
     """Run the request to its end and return how it went."""
     out_dir = Path(request.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    number = len(list(out_dir.glob(f"{LAUNCHES}/*"))) + 1
+    number = max((n for n, _ in numbered_launches(out_dir / LAUNCHES)), default=0) + 1
     folder = out_dir / LAUNCHES / f"{number:04d}"
     build_native_ops(request, folder)
     ended = run_launch(

@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from autotune.search.space import make_families
     from autotune.search.study import check_folder, locked, open_study
     from autotune.spec.strategy import load_strategies
+    from autotune.trial.interrupts import first_interrupt_only
 
     budget_s = parse_duration_s(args.budget) if args.budget else None
     contract = _contract(args)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = args.out or Path("reports") / f"{contract.model.name}-{args.gpus}gpu"
     check_folder(folder, contract)  # before the lock makes a file in it
-    with locked(folder):
+    with locked(folder), first_interrupt_only():
         resumed = open_study(folder, contract)
         progress = LiveProgress()
         progress.note(_contract_words(contract, folder, resumed, len(families)))

@@ -71,6 +71,12 @@ class LadderLoader:
     def __init__(self, loader: RankLoader, start_segment: Callable[[int], Segment]) -> None:
         self._loader = loader
         self._start_segment = start_segment
+        self._sequence_tokens = loader.mean_sequence_tokens()
+
+    @property
+    def mean_step_tokens(self) -> float:
+        """Valid tokens of a step at the present split, were its sequences the data's average."""
+        return self._sequence_tokens * self._loader.global_batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Begin segment number `epoch`; called by the Trainer at the start of each epoch."""
@@ -119,13 +125,16 @@ class Ladder(TrainerCallback):
         return list(self._finished)
 
     def start_segment(self, epoch: int) -> Segment:
-        """Set the accumulation everywhere it is kept, and reset clock and peak."""
+        """Set the accumulation where it is read, and reset clock and peak.
+
+        Accelerate's own stays 1, as the Trainer sets it: its `backward` divides by it, and the loss
+        is normalised over the whole step already.
+        """
         trainer = self.trainer
         assert trainer is not None
         self._index = epoch
         segment = self.current
         trainer.args.gradient_accumulation_steps = segment.grad_accum_steps
-        trainer.accelerator.gradient_accumulation_steps = segment.grad_accum_steps
         if trainer.plan.engine is Engine.DEEPSPEED:
             _set_deepspeed_batch(trainer.model_wrapped, segment)
         self._steps, self._tokens, self._seen = [], [], 0
@@ -172,6 +181,12 @@ class Ladder(TrainerCallback):
         wanted = math.ceil(self._measurement.target_seconds / max(1e-6, float(slowest)))
         return max(self._measurement.min_steps, min(self._measurement.max_steps, wanted))
 
+    def _mean_step_tokens(self) -> float:
+        trainer = self.trainer
+        assert trainer is not None
+        tokens: float = trainer.loader.mean_step_tokens
+        return tokens
+
     def _end_segment(self) -> None:
         segment, peak = self.current, self._gauge.read()
         self._finished.append(
@@ -182,6 +197,7 @@ class Ladder(TrainerCallback):
                 sync_micro_step_s=[step.sync_micro for step in self._steps],
                 optimizer_step_s=[step.optimizer for step in self._steps],
                 valid_tokens=self._tokens,
+                mean_step_tokens=self._mean_step_tokens(),
                 peak_allocated_bytes=peak.allocated_bytes,
                 peak_reserved_bytes=peak.reserved_bytes,
                 alloc_retries=peak.alloc_retries,

@@ -14,7 +14,8 @@ from autotune.search.asker import Asker
 from autotune.search.space import Family
 from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
-from autotune.trial.launch import Ended, Limits, read_results, run_launch
+from autotune.trial.folder import numbered_launches, read_results
+from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.outcome import read_rungs
 from autotune.trial.processes import kill_tagged
@@ -114,9 +115,9 @@ class Tuner:
             after_launch: Called after each launch, to bring summary and reports up to date.
         """
         started = time.monotonic()
-        self._recover()
-        self._progress.start(max_launches, budget_s, known=self.store.all())
         try:
+            self._recover()
+            self._progress.start(max_launches, budget_s, known=self.store.all())
             while True:
                 stopped = self._stop_rule(started, max_launches, budget_s)
                 if stopped is not None:
@@ -143,7 +144,7 @@ class Tuner:
     def _stopped(self, because: str, started: float) -> Stopped:
         return Stopped(
             because=because,
-            launches=self._num_launches(),
+            launches=len(self._launches()),
             elapsed_s=time.monotonic() - started,
         )
 
@@ -168,7 +169,7 @@ class Tuner:
         return rungs
 
     def _launch(self, family: Family, budget_ends: float | None) -> None:
-        number = self._num_launches() + 1
+        number = self._next_number()
         rungs = self._open_rungs(family)
         folder = self._folder / LAUNCHES / f"{number:04d}-{family.name.replace(' ', '-')}"
         request = self._request(family, rungs, folder)
@@ -225,14 +226,14 @@ class Tuner:
             rank=None,
             exit_codes=[],
             elapsed_s=0.0,
-            results=read_results(folder, request),
+            results=read_results(folder),
         )
         return self._record(family, request, ended, number, folder)
 
     def _recover(self) -> None:
         """Bring in what a dead search left: its ranks, its finished rungs, its open trial."""
         kill_tagged(STUDY_VARIABLE, str(self._folder.resolve()))
-        for number, folder in enumerate(self._launch_folders(), start=1):
+        for number, folder in self._launches():
             if not (folder / REQUEST_FILE).exists():
                 continue
             request = read_message(Request, folder / REQUEST_FILE)
@@ -262,12 +263,14 @@ class Tuner:
             (f for f in self._families.values() if f.ladder[0].plan.family_id == wanted), None
         )
 
-    def _launch_folders(self) -> list[Path]:
-        parent = self._folder / LAUNCHES
-        return sorted(parent.iterdir()) if parent.is_dir() else []
+    def _launches(self) -> list[tuple[int, Path]]:
+        return numbered_launches(self._folder / LAUNCHES)
 
-    def _num_launches(self) -> int:
-        return len(self._launch_folders())
+    def _next_number(self) -> int:
+        """Return a number no launch had, also one whose folder was deleted since."""
+        used = [number for number, _ in self._launches()]
+        used += [record.launch for record in self.store.all()]
+        return max(used, default=0) + 1
 
     def _num_finished(self) -> int:
         """Count the launches that measured something; one cut short uses up none of `--trials`."""

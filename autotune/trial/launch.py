@@ -12,14 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from autotune.errors import AutotuneError
 from autotune.resources import cache_dir
+from autotune.trial.folder import clear_results, read_result, read_results
+from autotune.trial.interrupts import interrupts_held
 from autotune.trial.processes import kill_tagged, oom_kill_count, process_state
 from autotune.trial.protocol import (
     REQUEST_FILE,
@@ -27,8 +28,6 @@ from autotune.trial.protocol import (
     RankResult,
     Request,
     heartbeat_file,
-    rank_result_file,
-    read_message,
     write_message,
 )
 
@@ -100,9 +99,12 @@ def run_launch(
         KeyboardInterrupt: passed on after the ranks were stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_message(request, folder / REQUEST_FILE)
     world = request.plan_object().world_size
     tag = f"{request.launch_id}-{os.getpid()}-{time.time_ns()}"
+    # What lies here from an earlier launch must not be taken for an answer of this one.
+    request = request.model_copy(update={"launch_id": tag})
+    clear_results(folder)
+    write_message(request, folder / REQUEST_FILE)
     variables = rank_environment(request, folder, tag, world) | (environment or {})
     oom_kills, started = oom_kill_count(), time.monotonic()
     ranks: list[_Rank] = []
@@ -110,12 +112,12 @@ def run_launch(
         for number in range(world):
             # One by one: should the next start fail, those before it must be stopped.
             ranks.append(_start(number, folder, variables))  # noqa: PERF401
-        verdict = _watch(ranks, folder, limits, started, on_tick)
+        verdict = _watch(ranks, folder, tag, limits, started, on_tick)
     finally:
-        with _interrupts_held():
+        with interrupts_held():
             _stop(ranks)
             kill_tagged(TAG_VARIABLE, tag)
-    results = read_results(folder, request)
+    results = read_results(folder)
     for result in results:
         if result.error is not None and result.error.user_mistake:
             raise AutotuneError(result.error.message)
@@ -194,7 +196,12 @@ class _Verdict:
 
 
 def _watch(
-    ranks: list[_Rank], folder: Path, limits: Limits, started: float, on_tick: Callable[[], None]
+    ranks: list[_Rank],
+    folder: Path,
+    launch_id: str,
+    limits: Limits,
+    started: float,
+    on_tick: Callable[[], None],
 ) -> _Verdict | None:
     first_failure: float | None = None
     all_well: float | None = None
@@ -207,14 +214,14 @@ def _watch(
                 rank.alive_at = now
                 continue
             rank.ended_at = now
-            if not _finished_well(folder, rank.number):
+            if not _finished_well(folder, rank.number, launch_id):
                 first_failure = first_failure or now
         if all(rank.ended_at is not None for rank in ranks):
             return None
         if first_failure is not None and now - first_failure > _LAST_WORDS_S:
             return None
         if first_failure is None and all(
-            rank.ended_at or _finished_well(folder, rank.number) for rank in ranks
+            rank.ended_at or _finished_well(folder, rank.number, launch_id) for rank in ranks
         ):
             all_well = all_well or now
             if now - all_well > _EXIT_S:
@@ -284,22 +291,6 @@ def _stop(ranks: list[_Rank]) -> None:
             rank.process.wait(timeout=30)
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back: an impatient second one must not leave ranks behind; see `_stop`'s limits.
-
-    Only the main thread gets it, and only there may a handler be set.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _signal_group(rank: _Rank, number: signal.Signals) -> None:
     try:
         os.killpg(rank.process.pid, number)
@@ -356,25 +347,9 @@ def _describe_exit(code: int | None, host_out_of_memory: bool) -> tuple[str, Out
     return f"ended with code {code} and no complete result", Outcome.CRASHED
 
 
-def _finished_well(folder: Path, number: int) -> bool:
-    try:
-        result = read_message(RankResult, folder / rank_result_file(number))
-    except FileNotFoundError:
-        return False
-    return result.complete and result.error is None
-
-
-def read_results(folder: Path, request: Request) -> list[RankResult]:
-    """Return what each rank wrote so far; an empty result for a rank that wrote nothing."""
-    world = request.plan_object().world_size
-    results = []
-    for number in range(world):
-        path = folder / rank_result_file(number)
-        if path.exists():
-            results.append(read_message(RankResult, path))
-        else:
-            results.append(RankResult(launch_id=request.launch_id, rank=number, world_size=world))
-    return results
+def _finished_well(folder: Path, number: int, launch_id: str) -> bool:
+    result = read_result(folder, number, launch_id)
+    return result is not None and result.complete and result.error is None
 
 
 def _free_port() -> int:

@@ -110,7 +110,9 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
     micro = _median_of_slowest([part.micro_step_s for part in base])
     if base_accum != plan.grad_accum_steps:
         spread = _composed(spread, base, plan.grad_accum_steps)
-    tokens_per_micro = statistics.mean(base[0].valid_tokens) / base_accum
+    # Every rung reads other sequences, and few: their own tokens would rank the draw, not the plan.
+    step_tokens = base[0].mean_step_tokens / base_accum * plan.grad_accum_steps
+    read_tokens = statistics.mean(base[0].valid_tokens) / base_accum * plan.grad_accum_steps
     retries = max(part.alloc_retries for part in base)
     thrashes = retries > THRASH_RETRIES
     return TrialRecord(
@@ -119,7 +121,9 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
         plan=plan.to_dict(),
         outcome=Outcome.THRASH if thrashes else Outcome.OK,
         message=f"{retries} allocator retries: too near the memory limit" if thrashes else "",
-        tokens_per_s=tokens_per_micro * plan.grad_accum_steps / spread.median,
+        tokens_per_s=step_tokens / spread.median,
+        step_tokens=step_tokens,
+        step_tokens_read=read_tokens,
         step_s=spread.median,
         step_s_low=spread.low,
         step_s_high=None if math.isinf(spread.high) else spread.high,

@@ -85,6 +85,7 @@ class Request(_Message):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     launch_id: str
+    """One launch's own: `run_launch` makes it so, and reads no result that says another."""
     mode: Literal["trial", "train"]
     model: ModelSource
     plan: dict[str, Any]
@@ -131,7 +132,9 @@ class AccumulationResult(_Message):
     optimizer_step_s: list[float]
     """Clipping, optimizer step, zeroing."""
     valid_tokens: list[int]
-    """Tokens with a label, summed over all ranks."""
+    """Tokens with a label that the step read, summed over all ranks."""
+    mean_step_tokens: float
+    """What `valid_tokens` would be if every sequence held as many as the data's average."""
     peak_allocated_bytes: int
     """CUDA: the allocator's peak. CPU: growth of the resident set's peak since the imports."""
     peak_reserved_bytes: int
@@ -172,13 +175,13 @@ class RankResult(_Message):
     """Train mode: final metrics."""
 
 
-def rank_result_file(rank: int) -> str:
-    """Return the name of a rank's result file in the launch folder."""
+def rank_result_file(rank: int | Literal["*"]) -> str:
+    """Return the name of a rank's result file in the launch folder, or a pattern for every rank."""
     return f"rank-{rank}.result.json"
 
 
-def heartbeat_file(rank: int) -> str:
-    """Return the name of the file whose time says when a rank last made progress."""
+def heartbeat_file(rank: int | Literal["*"]) -> str:
+    """Return the name of the file whose time says when a rank last made progress, or a pattern."""
     return f"rank-{rank}.heartbeat"
 
 

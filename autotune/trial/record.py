@@ -25,7 +25,17 @@ class TrialRecord:
     plan: dict[str, Any]
     """`Plan.to_dict()`; flattened to `plan_*` columns in the CSV."""
     tokens_per_s: float | None = None
-    """Valid tokens a second over all ranks: whole optimizer steps at the plan's accumulation."""
+    """`step_tokens / step_s`, over all ranks."""
+    step_tokens: float | None = None
+    """Valid tokens (those with a label) of an optimizer step of the data's average sequences.
+
+    The same for every configuration of one global batch, so that these differ by their time alone.
+    """
+    step_tokens_read: float | None = None
+    """Mean valid tokens of the sequences the counted steps happened to read, for comparison.
+
+    Scaled to the plan's accumulation, as `step_s` is, where that was not measured.
+    """
     step_s: float | None = None
     """Optimizer step at the plan's accumulation, slowest rank."""
     step_s_low: float | None = None

@@ -58,6 +58,10 @@ def test_every_array_follows_from_the_documents(seed, packing):
         assert (sequences.position_ids[row, rest] == np.arange(seq_len - position)).all()
         assert number == 1 or packing
     assert not by_first_id, "every document is in exactly one sequence"
+    labels = (sequences.shift_labels != -100).sum(axis=1)
+    assert packed.mean_trained_tokens() == pytest.approx(labels.mean())
+    some = np.arange(0, len(packed), 2)
+    assert packed.take(some).mean_trained_tokens() == pytest.approx(labels[some].mean())
 
 
 def test_best_fit_fills_where_it_can():

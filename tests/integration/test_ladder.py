@@ -45,6 +45,7 @@ def test_a_rung_of_a_ladder_agrees_with_a_launch_of_its_own(strategy: str, tmp_p
     assert [part.grad_accum_steps for part in alone] == [1, 2]
     for one, other in zip(in_ladder, alone, strict=True):
         assert one.valid_tokens == other.valid_tokens == [8 * 2 * one.grad_accum_steps * 63] * 3
+        assert one.mean_step_tokens == other.mean_step_tokens == one.valid_tokens[0]
         assert len(one.step_s) == len(other.step_s) == 3
         assert len(one.micro_step_s) == len(other.micro_step_s) == 3 * (one.grad_accum_steps - 1)
         for part in (one, other):

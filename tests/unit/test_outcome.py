@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from types import SimpleNamespace
 
 import pytest
 
 from autotune.plan import Engine, Plan
 from autotune.spec.workload import Workload
-from autotune.trial.launch import _conclude, _interrupts_held, _Rank
+from autotune.trial.launch import _conclude, _Rank
 from autotune.trial.outcome import median_interval, read_rungs
 from autotune.trial.protocol import (
     AccumulationResult,
@@ -43,6 +41,7 @@ def accumulation(steps: int = 2, *, whole: float = 1.0, tokens: int = 200, **cha
         "sync_micro_step_s": [0.5] * 3,
         "optimizer_step_s": [0.1] * 3,
         "valid_tokens": [tokens] * 3,
+        "mean_step_tokens": tokens,
         "peak_allocated_bytes": 100,
         "peak_reserved_bytes": 150,
     }
@@ -79,6 +78,22 @@ def test_a_longer_accumulation_is_composed_from_the_measured_one():
     assert record.step_s == pytest.approx(1.0 + 6 * 0.35)
     assert record.tokens_per_s == pytest.approx(800 / 3.1)
     assert record.measured_accum_steps == (2,)
+
+
+def test_what_a_rung_happened_to_read_does_not_rank_it():
+    """Two equally fast configurations, of data with 450 labels a sequence on average."""
+    rich = accumulation(2, tokens=930, mean_step_tokens=900.0)
+    poor = accumulation(1, tokens=386, mean_step_tokens=450.0)
+    records = [
+        *read(request((1, 2)), [result(rank, ok(1, rich)) for rank in (0, 1)]),
+        *read(request((1, 2)), [result(rank, ok(1, rich, poor)) for rank in (0, 1)]),
+        *read(request((1, 4)), [result(rank, ok(1, rich)) for rank in (0, 1)]),
+        *read(request((1, 1)), [result(rank, ok(1, poor)) for rank in (0, 1)]),
+    ]
+    tokens = [(record.step_tokens, record.step_tokens_read) for record in records]
+    assert tokens == [(900.0, 930.0), (900.0, 930.0), (1800.0, 1860.0), (450.0, 386.0)]
+    for record in records:
+        assert record.tokens_per_s == record.step_tokens / record.step_s
 
 
 def test_a_measured_accumulation_is_taken_as_it_is():
@@ -188,16 +203,3 @@ def test_an_abort_after_a_complete_result_is_a_note():
     ended = conclude(ranks, [result(0)])
     assert ended.outcome is Outcome.OK
     assert ended.notes == ["rank 0 finished, then ended with -6"]
-
-
-def test_ctrl_c_waits_until_the_ranks_are_stopped():
-    # A shell starts background jobs with SIGINT ignored; Python then installs no handler.
-    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with _interrupts_held():
-            os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, outside)

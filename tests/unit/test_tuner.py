@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,17 @@ from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Workload
-from autotune.trial.protocol import Measurement, ModelSource, Outcome
+from autotune.trial.protocol import (
+    AccumulationResult,
+    Measurement,
+    ModelSource,
+    Outcome,
+    RankResult,
+    Request,
+    RungResult,
+    rank_result_file,
+    write_message,
+)
 from autotune.trial.record import TrialRecord
 
 
@@ -27,14 +38,10 @@ class Silent:
     def stop(self) -> None: ...
 
 
-def test_a_failed_native_build_ends_its_family_and_not_the_search(tmp_path: Path, monkeypatch):
-    pytest.importorskip("optuna")
+def make_tuner(folder: Path):
+    """A search of two families, ZeRO-2 and ZeRO-3."""
     from autotune.search import tuner
 
-    def no_compiler(*args, **kwargs):
-        raise NothingFitsError("could not be built: g++ not found")
-
-    monkeypatch.setattr(tuner, "build_native_ops", no_compiler)
     model, workload = load_model("tiny-qwen3"), Workload(seq_len=64, global_batch_size=4)
     ranking = rank_plans(
         model, workload, load_hardware("cpu", 2), load_strategies(["zero2", "zero3"]),
@@ -50,10 +57,71 @@ def test_a_failed_native_build_ends_its_family_and_not_the_search(tmp_path: Path
         datasets=[],
         measurement=Measurement(),
     )
-    search = tuner.Tuner(tmp_path, families, job, Silent())
+    return tuner.Tuner(folder, families, job, Silent())
+
+
+def test_a_failed_native_build_ends_its_family_and_not_the_search(tmp_path: Path, monkeypatch):
+    pytest.importorskip("optuna")
+    from autotune.search import tuner
+
+    def no_compiler(*args, **kwargs):
+        raise NothingFitsError("could not be built: g++ not found")
+
+    monkeypatch.setattr(tuner, "build_native_ops", no_compiler)
+    search = make_tuner(tmp_path)
     stopped = search.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
     records = search.store.all()
     assert stopped.because == "every configuration of the space was tried"
     assert [record.outcome for record in records] == [Outcome.CRASHED] * 2
     assert {record.plan["strategy"] for record in records} == {"zero2", "zero3"}
     assert "g++ not found" in records[0].message
+
+
+def test_launch_numbers_are_the_folders_own_and_are_never_given_twice(tmp_path: Path, monkeypatch):
+    """Launch 1 was deleted by hand; what 2 measured is its own, and the next one is 3."""
+    pytest.importorskip("optuna")
+    from autotune.search import tuner
+
+    launches = tmp_path / tuner.LAUNCHES
+    monkeypatch.setattr(tuner, "build_native_ops", lambda *args, **kwargs: 0.0)
+
+    def one_rung(request: Request, folder: Path, *args, **kwargs):
+        finish_first_rung(request, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuner, "run_launch", one_rung)
+    stopped = make_tuner(tmp_path).run(max_launches=None, budget_s=None, after_launch=print)
+    assert stopped.interrupted
+    (first,) = launches.iterdir()
+    first.rename(launches / first.name.replace("0001", "0002"))
+    (tmp_path / "trials.jsonl").unlink()
+    search = make_tuner(tmp_path)
+    search.run(max_launches=None, budget_s=None, after_launch=print)
+    assert [record.launch for record in search.store.all()] == [2, 3]
+    assert sorted(path.name[:4] for path in launches.iterdir()) == ["0002", "0003"]
+    for folder in launches.iterdir():
+        shutil.rmtree(folder)
+    make_tuner(tmp_path).run(max_launches=None, budget_s=None, after_launch=print)
+    assert [path.name[:4] for path in launches.iterdir()] == ["0004"], "records know 3"
+
+
+def finish_first_rung(request: Request, folder: Path) -> None:
+    """Leave what two ranks leave that have finished one rung."""
+    rung = request.rungs[0]
+    part = AccumulationResult(
+        grad_accum_steps=rung.grad_accum_steps,
+        step_s=[1.0] * 3,
+        micro_step_s=[0.2] * 3 * (rung.grad_accum_steps - 1),
+        sync_micro_step_s=[0.2] * 3,
+        optimizer_step_s=[0.1] * 3,
+        valid_tokens=[100] * 3,
+        mean_step_tokens=100,
+        peak_allocated_bytes=1,
+        peak_reserved_bytes=1,
+    )
+    done = RungResult(
+        micro_batch_size=rung.micro_batch_size, outcome=Outcome.OK, accumulations=[part]
+    )
+    for rank in (0, 1):
+        result = RankResult(launch_id=request.launch_id, rank=rank, world_size=2, rungs=[done])
+        write_message(result, folder / rank_result_file(rank))

@@ -59,6 +59,13 @@ class Sequences:
         """Share of the tokens that are not padding."""
         return float(self.documents.sizes[self.order].sum()) / (len(self) * self.seq_len)
 
+    def mean_trained_tokens(self) -> float:
+        """Return the tokens a sequence that the loss is taken on, averaged over all of them.
+
+        Reads the mask of every document: a byte a token.
+        """
+        return float(self.documents.num_trained()[self.order].sum()) / len(self)
+
     def digest(self) -> str:
         """Return a text that is equal for equal sequences."""
         whole = hashlib.sha256(f"{self.documents.digest} {self.seq_len}".encode())
