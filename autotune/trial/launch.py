@@ -122,7 +122,10 @@ def run_launch(
         if result.error is not None and result.error.user_mistake:
             raise AutotuneError(result.error.message)
     elapsed = time.monotonic() - started
-    return _conclude(ranks, results, verdict, elapsed, oom_kill_count() > oom_kills)
+    # On CUDA the limit is the allocator's own, and says so in Python.
+    limited = request.device == "cpu" and request.memory_limit_bytes is not None
+    killed = oom_kill_count() > oom_kills
+    return _conclude(ranks, results, verdict, elapsed, host_out_of_memory=killed, limited=limited)
 
 
 def rank_environment(request: Request, folder: Path, tag: str, world: int) -> dict[str, str]:
@@ -303,7 +306,9 @@ def _conclude(
     results: list[RankResult],
     verdict: _Verdict | None,
     elapsed: float,
+    *,
     host_out_of_memory: bool,
+    limited: bool,
 ) -> Ended:
     exit_codes = [rank.process.returncode for rank in ranks]
     outcome, message, culprit, notes = Outcome.OK, "", None, []
@@ -316,7 +321,9 @@ def _conclude(
                 error = result.error
                 failures.append((error.time_s, rank.number, error.outcome, error.message))
             elif not result.complete and rank.ended_at is not None:
-                how, kind = _describe_exit(rank.process.returncode, host_out_of_memory)
+                how, kind = _describe_exit(
+                    rank.process.returncode, host_out_of_memory=host_out_of_memory, limited=limited
+                )
                 # Its death is noticed late, and by then the others have met its silence.
                 failures.append((rank.alive_at, rank.number, kind, f"rank {rank.number} {how}"))
             elif result.complete and rank.process.returncode != 0:
@@ -338,11 +345,17 @@ def _conclude(
     )
 
 
-def _describe_exit(code: int | None, host_out_of_memory: bool) -> tuple[str, Outcome]:
+def _describe_exit(
+    code: int | None, *, host_out_of_memory: bool, limited: bool
+) -> tuple[str, Outcome]:
+    """Say how a rank ended; `limited` ranks have an RLIMIT_DATA."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         if name == "SIGKILL" and host_out_of_memory:
             return "was killed by the kernel: the host ran out of memory", Outcome.HOST_OOM
+        if name == "SIGABRT" and limited:
+            # C++ that finds no memory, for a thread say, calls std::terminate: nothing to catch.
+            return "aborted under its memory limit, as C++ does without memory", Outcome.OOM
         return f"was killed by {name}", Outcome.CRASHED
     return f"ended with code {code} and no complete result", Outcome.CRASHED
 

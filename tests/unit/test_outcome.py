@@ -156,8 +156,10 @@ def said(outcome: Outcome, message: str, time_s: float) -> RankError:
     return RankError(outcome=outcome, message=message, traceback="", time_s=time_s)
 
 
-def conclude(ranks: list[_Rank], results: list[RankResult], host_oom: bool = False):
-    return _conclude(ranks, results, None, 1.0, host_oom)
+def conclude(
+    ranks: list[_Rank], results: list[RankResult], host_oom: bool = False, limited: bool = False
+):
+    return _conclude(ranks, results, None, 1.0, host_out_of_memory=host_oom, limited=limited)
 
 
 def silent(rank: int) -> RankResult:
@@ -196,6 +198,12 @@ def test_sigkill_with_a_kernel_oom_kill_is_host_memory():
     ranks = [ended_rank(0, -9, alive_at=1.0, ended_at=1.1)]
     assert conclude(ranks, [silent(0)], host_oom=True).outcome is Outcome.HOST_OOM
     assert conclude(ranks, [silent(0)], host_oom=False).outcome is Outcome.CRASHED
+
+
+def test_an_abort_under_a_memory_limit_is_out_of_memory():
+    ranks = [ended_rank(0, -6, alive_at=1.0, ended_at=1.1)]
+    assert conclude(ranks, [silent(0)], limited=True).outcome is Outcome.OOM
+    assert conclude(ranks, [silent(0)], limited=False).outcome is Outcome.CRASHED
 
 
 def test_an_abort_after_a_complete_result_is_a_note():
