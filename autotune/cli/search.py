@@ -140,12 +140,16 @@ def _contract(args: argparse.Namespace) -> Contract:
     limit = memory_limit_from(args)
     dataset = dataset_from(args)
     model = load_model(args.model)
+    workload = workload_from(args, model)
+    if dataset is None:  # the study says what it measured, also to a later version's defaults
+        mean = workload.synthetic_document_tokens
+        workload = workload.model_copy(update={"mean_document_tokens": mean})
     if args.device == "cpu":
         _check_cores(args.gpus)
     return Contract(
         model=model,
         base_model=args.model,
-        workload=workload_from(args, model),
+        workload=workload,
         hardware=detect_hardware(args.gpus, args.device, limit),
         device=args.device,
         strategies=[strategy.name for strategy in load_strategies(args.strategies)],
@@ -225,7 +229,9 @@ def _need_train_extra() -> None:
 
 def _contract_words(contract: Contract, folder: Path, resumed: bool, families: int) -> str:
     workload = contract.workload
-    data = contract.datasets[0].path if contract.datasets else "synthetic documents"
+    mean = workload.synthetic_document_tokens
+    synthetic = f"synthetic documents of {mean} tokens on average"
+    data = contract.datasets[0].path if contract.datasets else synthetic
     word = "Resuming" if resumed else "Study"
     return (
         f"{word} in {folder}: {contract.base_model} on {contract.hardware.describe()}, sequence "

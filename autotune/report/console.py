@@ -44,6 +44,7 @@ class LiveProgress:
         self._started_at = clock()
         self._total_launches: int | None = None
         self._budget_s: float | None = None
+        self._launches_expected: int | None = None
         self._launches_done = 0
         """By this search, without those before a resume."""
         self._last_launch = 0
@@ -58,6 +59,7 @@ class LiveProgress:
         budget_s: float | None,
         *,
         known: Iterable[TrialRecord] = (),
+        launches_left: int | None = None,
     ) -> None:
         """Begin.
 
@@ -65,6 +67,7 @@ class LiveProgress:
             total_launches: Launches of the study, those before a resume included.
             budget_s: Seconds of this search.
             known: Records from before a resume; they count, and one of them may be the best.
+            launches_left: Launches this search will make if neither budget nor interrupt ends it.
         """
         for record in known:
             self._count(record)
@@ -72,6 +75,9 @@ class LiveProgress:
         self._started_at = self._clock()
         self._total_launches = total_launches
         self._budget_s = budget_s
+        self._launches_expected = launches_left
+        if self._launches_expected is None and total_launches is not None:
+            self._launches_expected = max(0, total_launches - self._last_launch)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
                 console=self._console,
@@ -148,9 +154,9 @@ class LiveProgress:
         elapsed = self._clock() - self._started_at
         if self._budget_s is not None:
             return f"{format_duration(max(0.0, self._budget_s - elapsed))} of the budget left"
-        if self._total_launches and self._launches_done:
+        if self._launches_expected is not None and self._launches_done:
             each = elapsed / self._launches_done
-            remaining = max(0, self._total_launches - self._last_launch)
+            remaining = max(0, self._launches_expected - self._launches_done)
             return f"about {format_duration(each * remaining)} left"
         return ""
 
@@ -179,6 +185,8 @@ class LiveProgress:
         shares = [0.0]
         if self._total_launches:
             shares.append(self._last_launch / self._total_launches)
+        elif self._launches_expected:
+            shares.append(self._launches_done / self._launches_expected)
         if self._budget_s:
             shares.append((self._clock() - self._started_at) / self._budget_s)
         return min(1.0, max(shares))

@@ -49,7 +49,7 @@ def check_prepared(trainer: AutotuneTrainer, plan: Plan, workload: Workload) -> 
         found |= _check_fsdp2(trainer.model_wrapped, plan, workload)
     else:
         found |= _check_ddp(trainer.model_wrapped)
-    found["groups"] = _check_groups(plan, trainer.args.device)
+    found["groups"] = _check_groups(trainer.model_wrapped, plan, trainer.args.device)
     found["fp32_buffers"] = _check_buffers(trainer.model_wrapped)
     return found
 
@@ -66,6 +66,7 @@ def check_attention(
     _batch, heads, tokens, _ = CONTEXT.last_shape
     _expect("attention heads a rank", config.num_attention_heads // plan.cp, heads)
     _expect("tokens each attention sees", workload.seq_len, tokens)
+    _expect("attention dtype", _compute_dtype(workload), CONTEXT.last_dtype)
     windowed = model.num_window_layers_at(workload.seq_len)
     masked = layers if workload.packing else windowed
     _expect("masked attention calls in a step", masked * passes * micro_steps, CONTEXT.masked_calls)
@@ -150,7 +151,7 @@ def _check_deepspeed(engine: Any, plan: Plan, workload: Workload) -> dict[str, A
     in_host = zero.offload_param is not None and "cpu" in str(zero.offload_param.device)
     _expect("parameter offload", plan.offload_params, in_host)
     _expect("data-parallel ranks", plan.world_size, dist.get_world_size(engine.data_parallel_group))
-    compute = torch.bfloat16 if workload.precision is Precision.BF16 else torch.float32
+    compute = _compute_dtype(workload)
     trainable = [p for p in engine.module.parameters() if p.requires_grad]
     _expect("parameter dtype", {compute}, {p.dtype for p in trainable})
     _expect("gradient reduction dtype", torch.float32, engine.communication_data_type)
@@ -219,6 +220,10 @@ def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict
     return {"placements": dict(placements), "fsdp_units": len(units)}
 
 
+def _compute_dtype(workload: Workload) -> torch.dtype:
+    return torch.bfloat16 if workload.precision is Precision.BF16 else torch.float32
+
+
 def _text_config(model: Any) -> Any:
     return model.config.get_text_config()
 
@@ -229,18 +234,37 @@ def _check_ddp(model: torch.nn.Module) -> dict[str, Any]:
     return {"placements": {"replicated": len(trainable)}}
 
 
-def _check_groups(plan: Plan, device: torch.device) -> dict[str, int]:
-    """Run one real collective in each group and compare its result with the group's size."""
-    sizes = {}
-    groups = {"world": (None, plan.world_size)}
+def _check_groups(model: Any, plan: Plan, device: torch.device) -> dict[str, int]:
+    """Run one real collective in each group and compare who answers with who belongs to it."""
+    rank, world = dist.get_rank(), plan.world_size
+    groups: dict[str, tuple[dist.ProcessGroup | None, list[int]]] = {
+        "world": (None, list(range(world)))
+    }
     if plan.cp > 1:
-        groups["sequence"] = (CONTEXT.group, plan.cp)
-    for name, (group, size) in groups.items():
-        one = torch.ones((), device=device)
-        dist.all_reduce(one, group=group)
-        _expect(f"ranks answering in the {name} group", size, int(one))
-        sizes[name] = size
-    return sizes
+        groups["sequence"] = (CONTEXT.group, _block(rank, plan.cp))
+    if plan.engine is Engine.DEEPSPEED:
+        groups["data-parallel"] = (model.data_parallel_group, list(range(world)))
+    elif plan.engine is Engine.FSDP2:
+        mesh = next(model.parameters()).device_mesh
+        groups["shard"] = (mesh.get_group(mesh.ndim - 1), _block(rank, plan.shard_size))
+        if plan.dp_replicate > 1:
+            same_shard = list(range(rank % plan.shard_size, world, plan.shard_size))
+            groups["replicate"] = (mesh.get_group(0), same_shard)
+    else:
+        groups["replicate"] = (model.process_group, list(range(world)))
+    own = torch.tensor([rank], device=device)
+    for name, (group, members) in groups.items():
+        answers = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(answers, own, group=group)
+        found = [int(answer) for answer in answers]
+        _expect(f"ranks answering in the {name} group", members, found)
+    return {name: len(members) for name, (_, members) in groups.items()}
+
+
+def _block(rank: int, size: int) -> list[int]:
+    """Return the `size` neighbouring ranks that `rank` is one of."""
+    first = rank - rank % size
+    return list(range(first, first + size))
 
 
 def _check_buffers(model: torch.nn.Module) -> int:

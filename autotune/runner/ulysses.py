@@ -42,6 +42,8 @@ class AttentionContext:
     calls: int = 0
     last_shape: tuple[int, ...] = field(default=())
     """Shape of the queries the kernel saw: ``[batch, heads / cp, seq_len, head_dim]``."""
+    last_dtype: torch.dtype | None = None
+    """What the kernel computed in: its output's, as autocast casts queries inside it."""
     masked_calls: int = 0
     windows: WindowMasks = field(default_factory=WindowMasks)
 
@@ -141,6 +143,7 @@ def _attention(
         sinks = s_aux.chunk(context.cp)[dist.get_rank(context.group)] if context.cp > 1 else s_aux
         query, key, value = add_sink(query, key, value, sinks, kwargs["scaling"])
     output, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    context.last_dtype = output.dtype
     if s_aux is not None:
         output = remove_sink(output)
     if context.cp > 1:

@@ -52,6 +52,7 @@ class Progress(Protocol):
         budget_s: float | None,
         *,
         known: Sequence[TrialRecord] = (),
+        launches_left: int | None = None,
     ) -> None: ...
     def launch_started(self, n: int, description: str) -> None: ...  # noqa: D102
     def rung_done(self, record: TrialRecord) -> None: ...  # noqa: D102
@@ -117,7 +118,12 @@ class Tuner:
         started = time.monotonic()
         try:
             self._recover()
-            self._progress.start(max_launches, budget_s, known=self.store.all())
+            self._progress.start(
+                max_launches,
+                budget_s,
+                known=self.store.all(),
+                launches_left=self._launches_left(max_launches),
+            )
             while True:
                 stopped = self._stop_rule(started, max_launches, budget_s)
                 if stopped is not None:
@@ -150,6 +156,13 @@ class Tuner:
 
     def _untried(self) -> list[Family]:
         return [family for family in self._families.values() if self._open_rungs(family)]
+
+    def _launches_left(self, max_launches: int | None) -> int:
+        """Return how many launches are to come: one a family, unless `--trials` ends it before."""
+        untried = len(self._untried())
+        if max_launches is None:
+            return untried
+        return min(untried, max(0, max_launches - self._num_finished()))
 
     def _open_rungs(self, family: Family) -> list[Rung]:
         """Return the rungs a launch of this family would still measure: none above a failure."""

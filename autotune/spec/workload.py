@@ -53,6 +53,11 @@ class Workload(BaseModel):
     adapter: Lora | None = None
 
     @property
+    def synthetic_document_tokens(self) -> int:
+        """`mean_document_tokens`, or what stands for it where it is None."""
+        return max(2, self.mean_document_tokens or self.seq_len // 4)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all ranks, padding and masked ones included."""
         return self.seq_len * self.global_batch_size

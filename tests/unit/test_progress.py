@@ -30,11 +30,11 @@ class Clock:
         return self.now
 
 
-def _search(console, *, total=2, budget_s=600.0):
+def _search(console, *, total=2, budget_s=600.0, **more):
     """Two launches: one ladder that ends in an OOM, one slower configuration."""
     clock = Clock()
     progress = LiveProgress(console, clock=clock)
-    progress.start(total, budget_s)
+    progress.start(total, budget_s, **more)
     progress.launch_started(1, "zero2 mbs=4,8 [2 ranks]")
     clock.now += 30
     progress.rung_done(make_record(make_plan("zero2", 4), step_s=2.0))
@@ -78,6 +78,13 @@ def test_without_a_budget_the_time_left_is_an_estimate_from_the_launches():
     console, out = _plain()
     _search(console, total=4, budget_s=None)
     assert "[1/4] done in 40.0 s, about 2 min 00 s left" in out.getvalue()
+
+
+def test_without_any_limit_the_families_give_the_estimate():
+    console, out = _plain()
+    progress, _ = _search(console, total=None, budget_s=None, launches_left=3)
+    assert "[1] done in 40.0 s, about 1 min 20 s left" in out.getvalue()
+    assert progress._share_done() == pytest.approx(1 / 3)
 
 
 def test_without_any_limit_nothing_is_said_about_the_time_left():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -183,3 +184,27 @@ def test_one_search_at_a_time(tmp_path):
         pass
     with locked(tmp_path / "new"):
         assert open_study(tmp_path / "new", CONTRACT) is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "tokens", "words"),
+    [
+        ([], 128, "synthetic documents of 128 tokens on average"),
+        (["--data", "corpus.txt"], None, "corpus.txt"),
+    ],
+)
+def test_the_study_says_how_long_its_synthetic_documents_are(
+    flags, tokens, words, tmp_path, monkeypatch
+):
+    from autotune.cli import search
+
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("some words\n")
+    parser = argparse.ArgumentParser()
+    search.add_arguments(parser)
+    args = "--model tiny-qwen3 --gpus 2 --device cpu --seq-len 512".split()
+    contract = search._contract(parser.parse_args([*args, *flags]))
+    open_study(Path("study"), contract)
+    held = json.loads(Path("study/study.json").read_text())
+    assert held["workload"]["mean_document_tokens"] == tokens
+    assert words in search._contract_words(contract, Path("study"), False, 3)

@@ -30,7 +30,9 @@ from autotune.trial.record import TrialRecord
 
 
 class Silent:
-    def start(self, *args, **kwargs) -> None: ...
+    def start(self, *args, **kwargs) -> None:
+        self.started = kwargs
+
     def launch_started(self, n: int, description: str) -> None: ...
     def rung_done(self, record: TrialRecord) -> None: ...
     def launch_done(self, n: int) -> None: ...
@@ -70,6 +72,8 @@ def test_a_failed_native_build_ends_its_family_and_not_the_search(tmp_path: Path
     monkeypatch.setattr(tuner, "build_native_ops", no_compiler)
     search = make_tuner(tmp_path)
     stopped = search.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
+    assert search._progress.started["launches_left"] == 2
+    assert search._launches_left(None) == 0
     records = search.store.all()
     assert stopped.because == "every configuration of the space was tried"
     assert [record.outcome for record in records] == [Outcome.CRASHED] * 2

@@ -38,7 +38,7 @@ def synthetic_documents(
 def synthetic_sequences(workload: Workload, vocab_size: int, seed: int) -> Sequences:
     """Make enough sequences for two optimizer steps, or fewer where those would be huge."""
     num = max(1, min(2 * workload.global_batch_size, _MAX_TOKENS // workload.seq_len))
-    mean = max(2, workload.mean_document_tokens or workload.seq_len // 4)
+    mean = workload.synthetic_document_tokens
     per_sequence = max(1, round(workload.seq_len / mean)) if workload.packing else 1
     documents = synthetic_documents(num * per_sequence, mean, workload.seq_len, vocab_size, seed)
     return pack(

@@ -1,4 +1,4 @@
-"""A trial trains as the run it stands for: its gradients do not depend on how a step is split.
+"""A trial trains as the run it stands for, and is refused where something else was asked for.
 
 One rank, so that each engine costs a second: the imports are shared by all.
 """
@@ -25,7 +25,7 @@ from autotune.trial.protocol import (
     write_message,
 )
 from tests.integration.ranks import make_plan, trial_request
-from tests.integration.trial_worker import SEEN_FILE
+from tests.integration.trial_worker import SEEN_FILE, SLOWED_S, WRONG
 
 pytestmark = pytest.mark.integration
 
@@ -98,3 +98,23 @@ def test_tokens_of_a_step_are_those_of_average_sequences(results: dict[str, Rank
     single = rungs[1][0]
     assert len(set(single.valid_tokens)) == 2, "sequences of one length could not tell"
     assert single.mean_step_tokens == mean
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_was_not_asked_for_is_refused(strategy: str, seen: dict[str, dict[str, Any]]) -> None:
+    said = seen[strategy]["refused"]
+    want = {name: words for name, (_, _, words) in WRONG[strategy].items()}
+    want |= {"buffer": "dtype of buffer", "group": "ranks answering in the world group"}
+    assert set(said) == set(want)
+    unlike = {name: said[name] for name, words in want.items() if words not in (said[name] or "")}
+    assert not unlike
+
+
+def test_the_optimizer_of_deepspeed_is_timed_apart(results: dict[str, RankResult]) -> None:
+    """It runs inside the last micro-step, and must not be part of its time."""
+    for strategy in ("zero1", "zero2_offload_optimizer"):
+        for rung in results[strategy].rungs:
+            for part in rung.accumulations:
+                assert min(part.optimizer_step_s) >= SLOWED_S
+                for whole, micro in zip(part.step_s, part.sync_micro_step_s, strict=True):
+                    assert micro <= whole - SLOWED_S
