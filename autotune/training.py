@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from autotune.errors import AutotuneError
 from autotune.plan import Plan
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
-from autotune.trial.checkpoint import is_whole
+from autotune.trial.checkpoint import checkpoints_of, is_whole
 from autotune.trial.data_counts import DataCounts
 from autotune.trial.folder import numbered_launches
 from autotune.trial.launch import Ended, Limits, run_launch
@@ -28,7 +27,6 @@ LAUNCHES = "launches"
 RUN_FILE = "run.json"
 _HANG_S = 1800.0
 """NCCL's own watchdog waits as long."""
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +86,7 @@ def check_output_folder(folder: Path, checkpoint: Path | None = None) -> None:
     held = [name for name in (LOG_FILE, RUN_FILE) if (folder / name).exists()]
     patterns = ("*.safetensors", "pytorch_model*.bin", "config.json", "adapter_config.json")
     held += sorted(path.name for pattern in patterns for path in folder.glob(pattern))[:3]
-    held += [path.name for path in _checkpoints(folder)][-1:]
+    held += [path.name for _, path in checkpoints_of(folder)][-1:]
     if held:
         raise AutotuneError(
             f"{folder} holds another run ({', '.join(held)}); nothing was overwritten. Go on with "
@@ -102,20 +100,13 @@ def last_checkpoint(folder: Path) -> Path:
     Raises:
         AutotuneError: there is none.
     """
-    found = [path for path in _checkpoints(folder) if is_whole(path)]
+    found = [path for _, path in checkpoints_of(folder) if is_whole(path)]
     if not found:
         raise AutotuneError(
             f"There is no checkpoint in {folder}. Train without --resume first, with save_steps "
             "in the file or --save-steps."
         )
     return found[-1]
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
-    return [path for _, path in sorted((int(m[1]), path) for m, path in named if m)]
 
 
 def train(request: Request, log: TrainLog) -> Trained:

@@ -20,7 +20,13 @@ from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
 from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision
-from autotune.trial.checkpoint import check_identity, identity_of, step_of, write_identity
+from autotune.trial.checkpoint import (
+    check_identity,
+    identity_of,
+    set_aside_later,
+    step_of,
+    write_identity,
+)
 from autotune.trial.protocol import LOG_FILE, Request
 from autotune.trial.run_log import cut_log
 
@@ -139,6 +145,7 @@ class RunLog(TrainerCallback):
         """Tell first what the run reads; of a run that goes on, behind the steps it keeps."""
         if self._answer.rank == 0 and state.global_step:
             cut_log(self._file, state.global_step)
+            set_aside_later(self._file.parent, state.global_step)
         counts = self._answer.result.data
         if counts is not None:
             self._append({"step": state.global_step, "data": counts.model_dump()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from autotune.trial.protocol import Request
 IDENTITY_FILE = "autotune_checkpoint.json"
 """Written when every rank has written its part: a checkpoint without it is not whole."""
 _STATE_FILE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
 _DATA_KEYS = ("global_batch_size", "data", "seed")
 _ELSEWHERE = {"name", "hf_config", "weights", "tokenizer", "local_path"}
 """Of a model: what it is called and where it lies."""
@@ -95,6 +97,26 @@ def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             "optimizer and the number of ranks"
         )
     raise AutotuneError(f"{checkpoint} is of another run ({shown}); {why}.")
+
+
+def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
+    """Return the steps and folders of a run's checkpoints, whole or not, in the steps' order."""
+    if not run.is_dir():
+        return []
+    named = [(_NAME.fullmatch(path.name), path) for path in run.iterdir()]
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def set_aside_later(run: Path, step: int) -> None:
+    """Rename the checkpoints after a step that a run goes on from: those steps run again.
+
+    Else a later `--resume` could take one of them, and one that is being written over would look
+    whole. The new name is none that the Trainer counts among its checkpoints, or deletes.
+    """
+    for later, path in checkpoints_of(run):
+        if later > step:
+            before = len(list(run.glob(f"cut-{path.name}*")))
+            path.rename(run / (f"cut-{path.name}" + (f"-{before + 1}" if before else "")))
 
 
 def step_of(checkpoint: Path) -> int:

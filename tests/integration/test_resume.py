@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from autotune.errors import AutotuneError
 from autotune.spec.workload import Workload
-from tests.integration.ranks import logged, make_plan, run_well, training_request
+from autotune.trial.checkpoint import is_whole
+from autotune.trial.launch import run_launch
+from autotune.trial.protocol import Outcome, Request
+from tests.integration.ranks import LIMITS, logged, make_plan, run_well, training_request
 from tests.integration.reference import held_out_loss
 
 pytestmark = pytest.mark.integration
@@ -64,3 +68,37 @@ def test_a_resumed_run_goes_on_exactly(
     assert weights[0] == weights[1]
     rows = [json.loads(line) for line in (resumed / "log.jsonl").read_text().splitlines()]
     assert min(row["step"] for row in rows if "data" not in row) == 6
+
+
+def train(request: Request, launch: Path) -> None:
+    ended = run_launch(request, launch, LIMITS)
+    assert ended.outcome is Outcome.OK, ended.message
+
+
+@pytest.mark.slow
+def test_a_run_resumed_in_its_own_folder_holds_each_step_once(tmp_path: Path, corpus: Path) -> None:
+    """As after a bad turn: back to checkpoint 2, with what came after it kept to one side."""
+    plan, folder = make_plan("ddp", 1, micro_batch_size=2), tmp_path / "run"
+    settings = {
+        "data": corpus,
+        "workload": Workload(seq_len=64, global_batch_size=2),
+        "max_steps": 4,
+        "save_steps": 2,
+    }
+    train(training_request(plan, folder, **settings), tmp_path / "first")
+    old = logged(folder, "loss")
+    again = training_request(plan, folder, **settings, resume_from=str(folder / "checkpoint-2"))
+    train(again, tmp_path / "second")
+    assert logged(folder, "loss") == old
+    cut = [json.loads(line) for line in (folder / "log.cut.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in cut if "loss" in row] == old[2:]
+    found = {path.name: is_whole(path) for path in folder.glob("*checkpoint-*")}
+    assert found == {"checkpoint-2": True, "checkpoint-4": True, "cut-checkpoint-4": True}
+
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(corpus.read_text().replace("alpha", "omega"))
+    settings |= {"data": changed, "resume_from": str(folder / "checkpoint-2")}
+    before = (folder / "log.jsonl").read_bytes()
+    with pytest.raises(AutotuneError, match=r"of another run \(data .* there, .* here\)"):
+        train(training_request(plan, folder, **settings), tmp_path / "third")
+    assert (folder / "log.jsonl").read_bytes() == before

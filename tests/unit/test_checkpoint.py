@@ -14,8 +14,10 @@ from autotune.spec.workload import Lora, Precision, Workload
 from autotune.trial.checkpoint import (
     IDENTITY_FILE,
     check_identity,
+    checkpoints_of,
     identity_of,
     is_whole,
+    set_aside_later,
     step_of,
     write_identity,
 )
@@ -93,6 +95,24 @@ def test_what_was_cut_short_is_no_checkpoint(checkpoint, missing):
     assert not is_whole(checkpoint)
     with pytest.raises(AutotuneError, match="is not a checkpoint of `autotune train`, or its writ"):
         check_identity(checkpoint, identity_of(request(), "abc"))
+
+
+def test_checkpoints_of_steps_that_run_again_are_set_aside(tmp_path):
+    def names() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    for step in (4, 6, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    set_aside_later(tmp_path, 4)
+    assert names() == ["checkpoint-4", "cut-checkpoint-10", "cut-checkpoint-6"]
+    for step in (6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    set_aside_later(tmp_path, 4)
+    assert names()[1:] == [
+        "cut-checkpoint-10", "cut-checkpoint-6", "cut-checkpoint-6-2", "cut-checkpoint-8",
+    ]  # fmt: skip
+    assert [step for step, _ in checkpoints_of(tmp_path)] == [4]
+    assert checkpoints_of(tmp_path / "absent") == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"global_step": "a"}'])
