@@ -29,7 +29,7 @@ from tests.integration.trial_worker import SEEN_FILE, SLOWED_S, WRONG
 
 pytestmark = pytest.mark.integration
 
-STRATEGIES = ["ddp", "fsdp2", "zero1", "zero2_offload_optimizer"]
+STRATEGIES = ["ddp", "fsdp2", "zero2_offload_optimizer"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def seen(base: Path) -> dict[str, dict[str, Any]]:
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.trial_worker", *map(str, requests)],
-        env=variables, capture_output=True, text=True, timeout=240, check=False,
+        env=variables, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     written = {name: base / name / SEEN_FILE for name in STRATEGIES}
     missing = [name for name, path in written.items() if not path.exists()]
@@ -112,9 +112,8 @@ def test_what_was_not_asked_for_is_refused(strategy: str, seen: dict[str, dict[s
 
 def test_the_optimizer_of_deepspeed_is_timed_apart(results: dict[str, RankResult]) -> None:
     """It runs inside the last micro-step, and must not be part of its time."""
-    for strategy in ("zero1", "zero2_offload_optimizer"):
-        for rung in results[strategy].rungs:
-            for part in rung.accumulations:
-                assert min(part.optimizer_step_s) >= SLOWED_S
-                for whole, micro in zip(part.step_s, part.sync_micro_step_s, strict=True):
-                    assert micro <= whole - SLOWED_S
+    for rung in results["zero2_offload_optimizer"].rungs:
+        for part in rung.accumulations:
+            assert min(part.optimizer_step_s) >= SLOWED_S
+            for whole, micro in zip(part.step_s, part.sync_micro_step_s, strict=True):
+                assert micro <= whole - SLOWED_S

@@ -46,14 +46,11 @@ WRONG: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any], str]]] = {
         "recompute": ({"recompute": Recompute.FULL}, {}, "recomputed layers"),
         "precision": ({}, {"precision": Precision.BF16}, "compute dtype"),
     },
-    "zero1": {
-        "stage": ({"zero_stage": 3}, {}, "ZeRO stage: asked for 3, but 1 runs"),
-        "offload": ({"offload_optimizer": True}, {}, "optimizer offload"),
-        "precision": ({}, {"precision": Precision.BF16}, "parameter dtype"),
-    },
     "zero2_offload_optimizer": {
+        "stage": ({"zero_stage": 3}, {}, "ZeRO stage: asked for 3, but 2 runs"),
         "offload": ({"offload_optimizer": False}, {}, "optimizer offload"),
         "offload_params": ({"offload_params": True}, {}, "parameter offload"),
+        "precision": ({}, {"precision": Precision.BF16}, "parameter dtype"),
     },
 }
 """By strategy and name: how plan and workload differ from those that run, and what to say."""
