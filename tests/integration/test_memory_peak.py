@@ -70,9 +70,27 @@ def train(spec, workload, plan):
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("recompute", list(Recompute))
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize(("name", "precision"), [("tiny-qwen3", "bf16"), ("tiny-llama", "fp32")])
+ALL_SETTINGS = list(
+    itertools.product(
+        [("tiny-qwen3", "bf16"), ("tiny-llama", "fp32")], [False, True], list(Recompute)
+    )
+)
+QUICK = [ALL_SETTINGS[1], ALL_SETTINGS[2], ALL_SETTINGS[4], ALL_SETTINGS[7]]
+"""Each value of each setting twice; the other half is left to make test-slow."""
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "packing", "recompute"),
+    [
+        pytest.param(
+            *model,
+            packing,
+            recompute,
+            marks=() if (model, packing, recompute) in QUICK else pytest.mark.slow,
+        )
+        for model, packing, recompute in ALL_SETTINGS
+    ],
+)
 def test_one_process(name, precision, packing, recompute):
     spec = load_model(name)
     workload = Workload(seq_len=192, global_batch_size=4, precision=precision, packing=packing)

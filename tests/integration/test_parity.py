@@ -48,6 +48,9 @@ CASES = [
     ("fsdp2", 2, 2, 4, True),
 ]
 SLOW = [
+    ("zero2_offload_optimizer", 2, 1, 2, False),
+    ("fsdp2_offload", 2, 1, 2, False),
+    ("fsdp2", 2, 2, 4, False),
     ("ddp", 2, 1, 4, False),
     ("ddp", 2, 2, 4, False),
     ("zero1", 2, 2, 4, False),
@@ -59,11 +62,10 @@ SLOW = [
 QUICK = {
     ("sgd", True): [c for c in CASES if c not in SLOW],
     ("adamw", True): [
-        ("zero2", 2, 2, 4, False),
         ("zero3", 2, 1, 2, False),
         ("fsdp2", 2, 1, 2, False),
     ],
-    ("sgd", False): [("zero2", 4, 2, 2, False), ("fsdp2", 2, 1, 2, False)],
+    ("sgd", False): [("fsdp2", 2, 1, 2, False)],
 }
 
 

@@ -30,7 +30,7 @@ hundred tokens far less. The training below moves the loss by a hundred times as
     "strategy",
     [
         "fsdp2",
-        "zero3",
+        pytest.param("zero3", marks=pytest.mark.slow),
         pytest.param("zero2", marks=pytest.mark.slow),
         pytest.param("ddp", marks=pytest.mark.slow),
     ],
