@@ -1,6 +1,7 @@
 """The estimated peak of one process against what PyTorch's allocator really handed out."""
 
 import contextlib
+import itertools
 
 import pytest
 
