@@ -117,3 +117,12 @@ def test_the_optimizer_of_deepspeed_is_timed_apart(results: dict[str, RankResult
             assert min(part.optimizer_step_s) >= SLOWED_S
             for whole, micro in zip(part.step_s, part.sync_micro_step_s, strict=True):
                 assert micro <= whole - SLOWED_S
+
+
+def test_deepspeed_is_told_of_every_split(seen: dict[str, dict[str, Any]]) -> None:
+    """The gradients of DeepSpeed 0.19.8 would not show that it was not."""
+    told = seen["zero2_offload_optimizer"]["deepspeed_told"]
+    assert told == {
+        f"{batch}x{steps}": [[batch, steps, steps]] * 4
+        for batch, steps in ((4, 1), (1, 1), (1, 4), (2, 1), (2, 2))
+    }

@@ -4,6 +4,8 @@
 the imports. Beside each request it leaves the rank's result file, and in `seen.json`
 
 - `gradient_norms`: of every step before clipping, by micro batch and accumulation: ``{"4x1": []}``;
+- `deepspeed_told`: micro batch and accumulation as its engine, and the accumulation as its
+  optimizer had them in each of these steps;
 - `refused`: what the checks of the run said when they were told that something else was asked for,
   by the name in `WRONG`; None where they let it pass.
 """
@@ -56,19 +58,28 @@ WRONG: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any], str]]] = {
 """By strategy and name: how plan and workload differ from those that run, and what to say."""
 
 
-def watch_gradient_norms() -> dict[str, list[float]]:
-    """Return a dictionary that fills as the trainer's steps go by."""
-    norms: dict[str, list[float]] = defaultdict(list)
+def watch_steps() -> dict[str, dict[str, list[Any]]]:
+    """Return dictionaries that fill as the trainer's steps go by."""
+    norms: dict[str, list[Any]] = defaultdict(list)
+    told: dict[str, list[Any]] = defaultdict(list)
     read_norm = AutotuneTrainer._get_grad_norm
 
     def watched(self: AutotuneTrainer, *args: Any, **kwargs: Any) -> Any:
         norm = read_norm(self, *args, **kwargs)
         batch, steps = self.loader._loader.batch_size, self.args.gradient_accumulation_steps
         norms[f"{batch}x{steps}"].append(float(norm))
+        if self.plan.engine is Engine.DEEPSPEED:
+            engine = self.model_wrapped
+            of_engine = (
+                engine.train_micro_batch_size_per_gpu(),
+                engine.gradient_accumulation_steps(),
+            )
+            of_optimizer = engine.optimizer.gradient_accumulation_steps
+            told[f"{batch}x{steps}"].append((*of_engine, of_optimizer))
         return norm
 
     AutotuneTrainer._get_grad_norm = watched  # type: ignore[method-assign]
-    return norms
+    return {"gradient_norms": norms, "deepspeed_told": told}
 
 
 def slow_optimizer(engine: Any) -> None:
@@ -129,11 +140,11 @@ def run_one(request_file: Path) -> None:
     request = read_message(Request, request_file)
     # The weights stay where they are, so that every step's gradient can be compared with another's.
     trial._SETTINGS = TrainSettings(learning_rate=1e-30, lr_scheduler="constant")
-    norms, refused = watch_gradient_norms(), watch_checks(request.plan_object().strategy)
+    steps, refused = watch_steps(), watch_checks(request.plan_object().strategy)
     answer = Answer(request)
     trial.run_trial(request, answer)
     answer.finish()
-    (folder / SEEN_FILE).write_text(json.dumps({"gradient_norms": norms, "refused": refused}))
+    (folder / SEEN_FILE).write_text(json.dumps(steps | {"refused": refused}))
 
 
 def main() -> None:
