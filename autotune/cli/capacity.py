@@ -237,7 +237,8 @@ def _calibration(folder: Path, question: Question, types: dict[str, str]) -> Cal
         study.records,
         model=question.model,
         workload=question.workload,
-        gpu_types={
+        gpu_types=types,
+        nvml_names={
             name: () if name == CPU else find_gpu(given)[1].nvml_names
             for name, given in types.items()
         },

@@ -96,7 +96,11 @@ class HardwareSpec:
 
 
 def load_hardware(
-    gpu_type: str, num_gpus: int, memory_limit_bytes: int | None = None
+    gpu_type: str,
+    num_gpus: int,
+    memory_limit_bytes: int | None = None,
+    *,
+    one_node: bool = False,
 ) -> HardwareSpec:
     """Describe hardware by name; more GPUs than a node holds are whole nodes.
 
@@ -104,6 +108,7 @@ def load_hardware(
         gpu_type: A catalogue name or alias, the path of a YAML file (`gpus.GpuEntry`), or ``cpu``.
         num_gpus: Devices over all nodes.
         memory_limit_bytes: Lowers the memory of each device.
+        one_node: All of them are in one machine, whatever the type's usual node holds.
 
     Raises:
         AutotuneError: an unknown name, or a count that is no whole number of nodes.
@@ -112,7 +117,8 @@ def load_hardware(
     if gpu_type.lower() == CPU:
         return _cpu_hardware(num_gpus, memory_limit_bytes)
     name, entry = find_gpu(gpu_type)
-    return _limit_memory(_from_entry(name, entry, num_gpus), memory_limit_bytes)
+    hardware = _from_entry(name, entry, num_gpus, whole_nodes=not one_node)
+    return _limit_memory(hardware, memory_limit_bytes)
 
 
 def check_precision(gpu: GpuSpec, precision: Precision) -> None:
