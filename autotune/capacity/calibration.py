@@ -1,12 +1,12 @@
 """Correct predictions by what a study measured, on the same model and GPU type.
 
 A factor is measured over predicted, the median in log over trials that ran to the end: of the same
-engine where the study has any, else of all. The prediction is made anew, by the formulas and the GPU
-entry the cells use: the one in the study may be another version's, or that of a stand-in GPU. Speeds
-are compared by the seconds of a step, since measured tokens are those with a label and predicted
-ones all. A factor carries over what a run of this model on this GPU has in common (how far kernels
-are from the assumed efficiencies), and nothing about what the study did not contain: links between
-more GPUs or nodes, other sequence lengths, offload.
+engine where the study has any, else of all. The prediction is made anew, by the formulas and the
+GPU entry the cells use: the one in the study may be another version's, or that of a stand-in GPU.
+Speeds are compared by the seconds of a step, since measured tokens are those with a label and
+predicted ones all. A factor carries over what a run of this model on this GPU has in common (how
+far kernels are from the assumed efficiencies), and nothing about what the study did not contain:
+links between more GPUs or nodes, other sequence lengths, offload.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
+from autotune.capacity.comparable import (
+    check_model,
+    differences,
+    matching_type,
+    measured_workload,
+)
 from autotune.errors import AutotuneError
 from autotune.memory import fit_probability, verdict
 from autotune.memory.estimate import MemoryEstimate, framework_bytes
 from autotune.plan import Engine
 from autotune.planner import Estimate, estimate_plan
 from autotune.spec.hardware import HardwareSpec, load_hardware
-from autotune.spec.model import ModelSpec, model_from_config
+from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 from autotune.timing import TimeEstimate
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
-
-_FILES_OF_A_MODEL = {"name", "hf_config", "weights", "tokenizer"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,11 +129,12 @@ def calibrate(
         nvml_names: What NVML calls each of them.
 
     Raises:
-        AutotuneError: another model, a GPU nobody asked about, or no trial to learn from.
+        AutotuneError: another model, GPU, precision, adapter or packing than asked about, or no
+            trial to learn from.
     """
-    _check_model(study, contract, model)
-    gpu_type = _matching_type(study, contract, nvml_names)
-    measured = _measured_workload(study, contract)
+    check_model(study, contract, model)
+    gpu_type = matching_type(study, contract, nvml_names)
+    measured = measured_workload(study, contract, workload)
     ran = [r for r in records if _is_usable(r) and _plan_is_known(r)]
     if not ran:
         raise AutotuneError(
@@ -147,57 +150,7 @@ def calibrate(
             for engine in sorted({t.engine for t in trials})
         },
         overall=_factors(trials, None),
-        notes=tuple(_differences(contract, workload)),
-    )
-
-
-def _section(contract: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = contract.get(name)
-    return dict(found) if isinstance(found, dict) else {}
-
-
-def _check_model(study: str, contract: Mapping[str, Any], model: ModelSpec) -> None:
-    own = _section(contract, "model")
-    name = own.get("name", "an unnamed model")
-    if isinstance(own.get("config"), dict):
-        measured = model_from_config(str(name), own["config"])
-        same = measured.model_dump(exclude=_FILES_OF_A_MODEL) == model.model_dump(
-            exclude=_FILES_OF_A_MODEL
-        )
-    else:
-        same = own.get("num_parameters") == model.num_parameters
-    if not same:
-        raise AutotuneError(
-            f"{study} measured {name}, not {model.name}: its factors hold for its own model. Give "
-            f"a study of {model.name}, or leave --calibrate out."
-        )
-
-
-def _matching_type(
-    study: str, contract: Mapping[str, Any], nvml_names: Mapping[str, Sequence[str]]
-) -> str:
-    device = str(_section(contract, "hardware").get("gpu", "an unknown GPU"))
-    bare = device.removeprefix("NVIDIA ")
-    for name, reported in nvml_names.items():
-        if device == name or bare in reported:
-            return name
-    raise AutotuneError(
-        f"{study} measured on {device}, which is not among --gpu-type {','.join(nvml_names)}: it "
-        f"would correct no cell. Add {device} to --gpu-type, or leave --calibrate out."
-    )
-
-
-def _measured_workload(study: str, contract: Mapping[str, Any]) -> Workload:
-    """Return the study's workload; fields of a newer version are left out."""
-    own = {k: v for k, v in _section(contract, "workload").items() if k in Workload.model_fields}
-    try:
-        if own:
-            return Workload.model_validate(own)
-    except ValidationError:
-        pass
-    raise AutotuneError(
-        f"{study} does not say which workload it measured (study.json, 'workload'), so there is "
-        "nothing to predict its trials by. Give another study, or leave --calibrate out."
+        notes=tuple(differences(measured, workload)),
     )
 
 
@@ -255,24 +208,6 @@ def _factors(trials: Sequence[_Measured], engine: Engine | None) -> Factors:
 
 def _median_ratio(ratios: Iterable[float]) -> float:
     return math.exp(statistics.median(math.log(ratio) for ratio in ratios))
-
-
-def _differences(contract: Mapping[str, Any], workload: Workload) -> list[str]:
-    """Name what of the study's workload differs; factors carry over less the more there is."""
-    measured = _section(contract, "workload")
-    asked = workload.model_dump(mode="json")
-    words = [
-        f"{key} {_short(measured[key])} there, {_short(value)} here"
-        for key, value in asked.items()
-        if key in measured and measured[key] != value
-    ]
-    return [f"The study's workload differs: {'; '.join(words)}."] if words else []
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"r={value.get('r')}"
-    return "none" if value is None else str(value)
 
 
 def _scale_memory(memory: MemoryEstimate, factor: float) -> MemoryEstimate:

@@ -15,7 +15,7 @@ from autotune.planner import estimate_plan, rank_plans
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import load_strategies
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Lora, Workload
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 from tests.unit.test_capacity import plan_of, run
@@ -213,6 +213,37 @@ def test_another_workload_is_said(capsys, write, estimates):
     folder = write([record(estimates[Engine.DDP][0])], workload=workload)
     notes = plan_of(capsys, *ARGV, "--calibrate", folder)["notes"]
     assert any("seq_len 512 there, 2048 here" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "fp32"}, "precision fp32 there, bf16 here"),
+        ({"packing": False}, "packing off there, on here"),
+        ({"adapter": {"r": 8}}, "adapter r=8 dropout=0 on q_proj,.* there, none here"),
+    ],
+)
+def test_a_study_of_other_kernels_is_refused(estimates, changes, words):
+    """A factor of fp32, adapter or unpacked kernels says nothing about those asked about."""
+    workload = WORKLOAD.model_dump(mode="json") | changes
+    with pytest.raises(AutotuneError, match=f"{words}.* would correct no cell"):
+        factors_of([record(estimates[Engine.DDP][0])], workload=workload)
+
+
+def test_the_scale_of_an_adapter_changes_no_kernel(estimates):
+    lora = WORKLOAD.model_copy(update={"adapter": Lora(r=8, alpha=16)})
+    plan = estimates[Engine.FSDP2][0].plan
+    study = contract(workload=lora.model_dump(mode="json"))
+    found = calibrate(
+        "study",
+        study,
+        [record(estimate_plan(MODEL, lora, plan, HARDWARE), 0.8)],
+        model=MODEL,
+        workload=lora.model_copy(update={"adapter": Lora(r=8, alpha=64)}),
+        gpu_types={"h100-sxm": "h100"},
+        nvml_names={"h100-sxm": []},
+    )
+    assert found.overall.tokens_per_s == pytest.approx(0.8) and found.notes == ()
 
 
 def test_a_table_says_calibrated(capsys, write, estimates):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -126,10 +125,10 @@ def _predicted_step_s(study: Study, record: TrialRecord) -> float | None:
     if record.predicted_step_s or not record.predicted_tokens_per_s:
         return record.predicted_step_s
     workload = study.section("workload")
-    sizes = workload.get("seq_len"), workload.get("global_batch_size")
-    if not all(isinstance(size, int) for size in sizes):
+    seq_len, batch = workload.get("seq_len"), workload.get("global_batch_size")
+    if not isinstance(seq_len, int) or not isinstance(batch, int):
         return None
-    return math.prod(sizes) / record.predicted_tokens_per_s
+    return seq_len * batch / record.predicted_tokens_per_s
 
 
 def _error_words(error: PredictionError) -> str:
