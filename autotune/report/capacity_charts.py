@@ -28,14 +28,15 @@ class Chart:
 
 
 def build_charts(question: Question, cells: Sequence[Cell]) -> list[Chart]:
-    """Return the charts that have anything to draw: time and cost, or what a budget trains."""
+    """Return the charts that have anything to draw: time and cost, or what the limits allow."""
+    wanted = []
     if question.tokens is None:
-        wanted = [
-            _chart("tokens", "Tokens within the budget", "billions of tokens", cells, _billions),
-            _chart("days", "Days they take", "days", cells, lambda c: c.days),
-        ]
-    else:
-        wanted = [_chart("days", "Days", "days", cells, lambda c: c.days)]
+        title = f"Tokens {words.limit_words(question)}"
+        wanted.append(_chart("tokens", title, "billions of tokens", cells, _billions))
+    if question.tokens is not None or question.budget is not None:
+        title = "Days" if question.tokens is not None else "Days they take"
+        wanted.append(_chart("days", title, "days", cells, lambda c: c.days))
+    if question.tokens is not None or question.budget is None:
         priced = [cell for cell in cells if cell.cost is not None]
         if priced:
             wanted.append(_chart("cost", "Cost", "cost", priced, lambda c: c.cost))
@@ -45,7 +46,7 @@ def build_charts(question: Question, cells: Sequence[Cell]) -> list[Chart]:
 
 
 def _billions(cell: Cell) -> float | None:
-    return None if cell.tokens_in_budget is None else cell.tokens_in_budget / 1e9
+    return None if cell.most_tokens is None else cell.most_tokens / 1e9
 
 
 def _chart(

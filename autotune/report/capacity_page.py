@@ -151,7 +151,9 @@ def _build(
 
 def _main_answer(question: Question, answers: Answers) -> tuple[str, Cell]:
     if question.tokens is None and answers.most_tokens is not None:
-        return "Most tokens for the budget", answers.most_tokens
+        return f"Most tokens {words.limit_words(question)}", answers.most_tokens
+    if answers.cheapest_in_both is not None:
+        return "Cheapest within budget and deadline", answers.cheapest_in_both
     if question.deadline_s is not None and answers.in_time is not None:
         priced = "Cheapest" if answers.in_time.cost is not None else "Fewest GPU-hours"
         return f"{priced} that meets the deadline", answers.in_time
@@ -170,8 +172,9 @@ def _tiles(cell: Cell) -> list[tuple[str, str, str]]:
         tiles.append(("Cost", words.figure(cell.cost), f"{words.figure(cell.price)} a GPU-hour"))
     if cell.kwh is not None:
         tiles.append(("Energy", f"{words.figure(cell.kwh)} kWh", "boards at their TDP"))
-    if cell.tokens_in_budget is not None:
-        tiles.append(("Tokens", words.count_words(cell.tokens_in_budget), "within the budget"))
+    if cell.question.budget is not None or cell.question.tokens is None:
+        limit = words.limit_words(cell.question)
+        tiles.append(("Tokens", words.count_words(cell.most_tokens), limit))
     return tiles
 
 
@@ -208,6 +211,16 @@ def _columns(question: Question) -> list[Column]:
                 sort=lambda c: c.tokens_in_budget,
             )
         )
+    if words.asks_what_the_deadline_allows(question):
+        columns.append(
+            Column(
+                name="Tokens",
+                text=lambda c: words.count_words(c.most_tokens),
+                sort=lambda c: c.most_tokens,
+            )
+        )
+    if words.has_both_limits(question):
+        columns.append(text("Keeps", words.keeps))
     columns += [number("Days", lambda c: c.days), number("GPU-hours", lambda c: c.gpu_hours)]
     if question.prices:
         columns.append(number("Cost", lambda c: c.cost))

@@ -102,6 +102,57 @@ def test_budget_alone(capsys):
         assert cell["tokens_in_budget"] <= cell["tokens_per_s"] * 6 * 3600 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("price", [[], ["--price", "h100=2.5,l40s=0.9"]])
+def test_deadline_alone_asks_what_can_be_had_in_it(capsys, price):
+    argv = [*QUICK, "--deadline", "3d", *price]
+    document = plan_of(capsys, *argv)
+    cells = by_cell(document)
+    for (gpu, count), cell in cells.items():
+        assert cell["tokens_in_deadline"] == pytest.approx(cell["tokens_per_s"] * 3 * 86400)
+        assert cell["days"] == pytest.approx(3) and cell["tokens_in_budget"] is None
+        cost = {"h100-sxm": 2.5, "l40s": 0.9}[gpu] * count * 72
+        assert cell["cost"] == (pytest.approx(cost) if price else None)
+    most = max(cells, key=lambda each: cells[each]["tokens_per_s"])
+    named = document["answers"]["most_tokens_in_deadline"]
+    assert (named["gpu_type"], named["num_gpus"]) == most
+    assert document["answers"]["most_tokens_in_budget"] is None
+    for gpu, count in document["answers"]["most_tokens"].items():
+        own = {n: cell["tokens_per_s"] for (t, n), cell in cells.items() if t == gpu}
+        assert own[count] == max(own.values())
+    text = " ".join(run(capsys, *argv)[1].split())
+    billions = f"{cells[most]['tokens_in_deadline'] / 1e9:.3g}B"
+    assert f"Within 3 days: {most[1]} x {most[0]}: {billions} tokens at most" in text
+    assert f"Most of each type: h100-sxm: {billions} on {most[1]}; l40s: " in text
+
+
+def test_budget_and_deadline_of_one_length_say_who_keeps_both(capsys):
+    argv = [*PRICED, "--budget", "800", "--deadline", "3.1d"]
+    document = plan_of(capsys, *argv)
+    cells = by_cell(document)
+    kept = {key: (c["cost"] <= 800, c["days"] <= 3.1) for key, c in cells.items()}
+    assert len(set(kept.values())) == 4, "some keep both, some either, some neither"
+    assert {k: (c["within_budget"], c["meets_deadline"]) for k, c in cells.items()} == kept
+    both = [key for key, limits in kept.items() if all(limits)]
+    answers = document["answers"]
+    named = [(a["gpu_type"], a["num_gpus"]) for a in answers["within_budget_and_deadline"]]
+    assert named == both
+    best = min(both, key=lambda key: cells[key]["cost"])
+    cheapest = answers["cheapest_within_both"]
+    assert (cheapest["gpu_type"], cheapest["num_gpus"]) == best
+    text = " ".join(run(capsys, *argv)[1].split())
+    assert f"Cheapest within both: {best[1]} x {best[0]}: " in text
+    assert f"Within both: {', '.join(f'{n} x {gpu}' for gpu, n in both)} Cheapest" in text
+    for word in ("both", "budget", "deadline", "neither", "keeps"):
+        assert word in text
+
+
+def test_no_cell_keeps_both(capsys):
+    argv = [*PRICED, "--budget", "1100", "--deadline", "1h"]
+    assert plan_of(capsys, *argv)["answers"]["within_budget_and_deadline"] == []
+    text = " ".join(run(capsys, *argv)[1].split())
+    assert "Cheapest within both: no cell keeps a budget of 1,100 and 0.04167 days" in text
+
+
 def test_counts_no_cluster_has_are_cells_with_a_reason(capsys):
     argv = ["capacity", "--model", "qwen3-0.6b", "--gpu-type", "h100,gb200", "--gpus", "8,12,96"]
     cells = by_cell(plan_of(capsys, *argv, "--tokens", "1B"))
@@ -239,7 +290,7 @@ def test_nothing_fits_names_the_closest_cell(capsys):
 
 def test_without_tokens_or_budget(capsys):
     code, _, err = run(capsys, *BASE)
-    assert code == 2 and "--tokens 10B, or --budget" in err
+    assert code == 2 and "--tokens 10B, or --budget or --deadline" in err
 
 
 @pytest.mark.parametrize("flag", [["--gpus", "1,zero"], ["--gpus", ""], ["--budget", "free"]])
