@@ -5,26 +5,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from autotune.capacity import Cell, Fit, Question
 from autotune.report import capacity_words as words
+from autotune.report.charts.figure import NUM_SERIES, SYMBOLS, Chart
 
-_NUM_COLOURS = 8
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
 _LOG_FROM_RATIO = 10.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
-    """One figure with the words around it."""
-
-    key: str
-    title: str
-    summary: str
-    """What it shows, in words: caption, and the text a screen reader says."""
-    figure: dict[str, Any]
+_HEIGHT = 380
 
 
 def build_charts(question: Question, cells: Sequence[Cell]) -> list[Chart]:
@@ -78,6 +66,7 @@ def _chart(
     low, high = min(drawn, key=lambda e: e[1]), max(drawn, key=lambda e: e[1])
     return Chart(
         key=key,
+        height=_HEIGHT,
         title=f"{title} by number of GPUs",
         summary=f"{title}: from {words.figure(low[1])} on {low[0].describe()} to "
         f"{words.figure(high[1])} on {high[0].describe()}. Hollow marks are at risk of not "
@@ -92,6 +81,7 @@ def _chart(
                     "ticktext": [str(count) for count in counts],
                 },
                 "yaxis": y_axis,
+                "showlegend": True,
             },
         },
     )
@@ -108,8 +98,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _trace(index: int, name: str, points: Sequence[tuple[Cell, float]], unit: str) -> Any:
-    colour = f"@s{index % _NUM_COLOURS}"
-    symbol = _SYMBOLS[(index + index // _NUM_COLOURS) % len(_SYMBOLS)]
+    colour = f"@s{index % NUM_SERIES}"
+    symbol = SYMBOLS[(index + index // NUM_SERIES) % len(SYMBOLS)]
     return {
         "type": "scatter",
         "mode": "lines+markers",
