@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from autotune.capacity import Answers, Calibration, Cell, Fit, Question
 from autotune.units import GIB
 
 FIT_WORDS = {Fit.FITS: "fits", Fit.AT_RISK: "at risk", Fit.OOM: "no", Fit.REFUSED: "refused"}
+_SCIENTIFIC_BELOW = 1e-6
 NO_FIGURE = "\N{EM DASH}"
 
 
@@ -15,7 +17,9 @@ def figure(value: float | None) -> str:
     """Write a number with at least three significant figures, or a dash."""
     if value is None:
         return NO_FIGURE
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    if 0 < value < _SCIENTIFIC_BELOW:
+        return f"{value:.2e}"
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:,.{digits}f}"
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from autotune.cli import main
+from autotune.report.capacity_words import figure
 
 TYPES, COUNTS = ["h100-sxm", "l40s"], [1, 2, 4, 8, 16]
 BASE = [
@@ -174,6 +175,26 @@ def test_a_gpu_that_does_not_fit_beside_one_that_does(capsys):
     short = a10g["memory_bytes"] - a10g["device_memory_bytes"]
     assert a10g["missing_bytes"] == short > 0 and "too much" in a10g["reason"]
     assert document["answers"]["smallest_that_fits"] == {"t4": None, "a10g": None, "h100-sxm": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "\N{EM DASH}"), (0.0, "0"), (147_963.97, "147,964"), (100.4, "100"), (99.94, "99.9"),
+        (9.909, "9.91"), (0.78222, "0.782"), (0.1, "0.100"), (0.0123456, "0.0123"),
+        (0.000012345, "0.0000123"), (1.2345e-9, "1.23e-09"),
+    ],
+)  # fmt: skip
+def test_a_figure_has_three_significant_figures(value, text):
+    assert figure(value) == text
+
+
+def test_a_tiny_training_shows_its_days_and_cost(capsys):
+    argv = [*QUICK, "--tokens", "20K", "--price", "h100=2.5,l40s=0.9", "--power"]
+    for cell in plan_of(capsys, *argv)["cells"]:
+        for key in ("days", "cost", "kwh"):
+            shown = figure(cell[key])
+            assert float(shown) == pytest.approx(cell[key], rel=5e-3), key
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
