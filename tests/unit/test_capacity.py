@@ -2,12 +2,15 @@
 
 import csv
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
 from autotune.cli import main
 from autotune.report.capacity_words import figure
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "reports" / "examples" / "capacity-qwen3-8b"
 TYPES, COUNTS = ["h100-sxm", "l40s"], [1, 2, 4, 8, 16]
 BASE = [
     "capacity", "--model", "qwen3-8b", "--gpu-type", ",".join(TYPES),
@@ -230,6 +233,32 @@ def test_columns_without_room_go_below_instead_of_vanishing(capsys, monkeypatch,
     shown = " ".join(word for header in headers for word in header[1:])
     assert shown == "fits tokens/s days cost budget buys kWh GPU-h GiB configuration basis"
     assert out.count("16 x rtx-pro-6000-server") >= len(headers)
+
+
+def test_the_committed_example_is_what_its_command_writes_today(capsys, tmp_path):
+    """The command is read out of the example's README."""
+    block = (EXAMPLE / "README.md").read_text().split("```sh\n")[1].split("```")[0]
+    words = shlex.split(block.replace("\\\n", " "))
+    out = words.index("--out") + 1
+    assert words[0] == "autotune" and Path(words[out]).name == EXAMPLE.name
+    code, _, _ = run(capsys, *words[1:out], str(tmp_path), *words[out + 1 :])
+    assert code == 0
+    with (EXAMPLE / "capacity.csv").open() as old, (tmp_path / "capacity.csv").open() as new:
+        committed, today = list(csv.reader(old)), list(csv.reader(new))
+    assert len(committed) == len(today) == 11 and committed[0] == today[0]
+    for before, after in zip(committed[1:], today[1:], strict=True):
+        assert [number(text) for text in before] == [
+            value if isinstance(value, str) else pytest.approx(value, rel=1e-9)
+            for value in map(number, after)
+        ]
+
+
+def number(text):
+    """A figure as such: another machine may round its last digit otherwise."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def test_a_type_without_a_price_has_no_cost(capsys):
