@@ -289,6 +289,10 @@ def test_files_are_written_where_asked_and_only_over_their_own_kind(capsys, tmp_
         code, _, err = run(capsys, *small, "--out", str(out))
         assert code == 0 and "capacity.csv and" in err
     assert {path.name for path in out.iterdir()} == {"capacity.csv", "capacity.html"}
+    header, _, rest = (out / "capacity.csv").read_text().partition("\n")
+    older = header.replace("within_budget,tokens_in_deadline,", "")
+    (out / "capacity.csv").write_text(f"{older}\n{rest}")
+    assert older != header and run(capsys, *small, "--out", str(out))[0] == 0
     for name in ("capacity.csv", "capacity.html"):
         (out / name).write_text("my own notes")
         code, stdout, err = run(capsys, *small, "--out", str(out))
