@@ -284,7 +284,8 @@ def nothing_fits(model: ModelSpec, hardware: HardwareSpec, candidates: Sequence[
     host, host_have = closest.memory.host_bytes * hardware.gpus_per_node, hardware.host_memory_bytes
     if host > host_have:
         misses.append(
-            f"needs {format_bytes(host)} of {format_bytes(host_have)} host memory on each node, "
+            f"needs {format_bytes(host)} of {format_bytes(host_have)} host memory for a node's "
+            f"GPUs, "
             f"{format_bytes(host - host_have)} too much"
         )
     return (

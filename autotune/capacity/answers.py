@@ -25,7 +25,12 @@ class Answers:
     smallest_in_time: Mapping[str, Cell | None]
     """Of each GPU type, the smallest count that meets the deadline; empty without one."""
     most_tokens: Cell | None
-    """Of what the budget pays for."""
+    """Of what the budget pays for, or of what ends in time where no length is asked for."""
+    most_tokens_by_type: Mapping[str, Cell | None]
+    """The same of each GPU type; empty where a length is asked for."""
+    in_both: Sequence[Cell] | None
+    """Those within budget and deadline; None unless both and a length are given."""
+    cheapest_in_both: Cell | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form: each cell by type and count."""
@@ -35,8 +40,18 @@ class Answers:
             "cheapest": _name(self.cheapest),
             "cheapest_in_time": _name(self.in_time),
             "smallest_in_time": {t: _count(cell) for t, cell in self.smallest_in_time.items()},
-            "most_tokens_in_budget": _name(self.most_tokens),
+            "most_tokens_in_budget": _name(self.most_tokens) if self._is_paid else None,
+            "most_tokens_in_deadline": None if self._is_paid else _name(self.most_tokens),
+            "most_tokens": {t: _count(cell) for t, cell in self.most_tokens_by_type.items()},
+            "within_budget_and_deadline": None
+            if self.in_both is None
+            else [_name(cell) for cell in self.in_both],
+            "cheapest_within_both": _name(self.cheapest_in_both),
         }
+
+    @property
+    def _is_paid(self) -> bool:
+        return self.fastest.question.budget is not None
 
 
 def find_answers(question: Question, cells: Sequence[Cell]) -> Answers:
@@ -54,8 +69,19 @@ def find_answers(question: Question, cells: Sequence[Cell]) -> Answers:
     has_deadline = question.deadline_s is not None and question.tokens is not None
 
     def smallest(among: Sequence[Cell]) -> dict[str, Cell | None]:
-        own = {t: [cell for cell in among if cell.gpu_type == t] for t in types}
+        own = by_type(among)
         return {t: min(found, key=lambda c: c.num_gpus, default=None) for t, found in own.items()}
+
+    def by_type(among: Sequence[Cell]) -> dict[str, list[Cell]]:
+        return {t: [cell for cell in among if cell.gpu_type == t] for t in types}
+
+    def most(among: Sequence[Cell]) -> Cell | None:
+        return _least(among, lambda c: c.most_tokens and -c.most_tokens)
+
+    in_both = None
+    if has_deadline and question.budget is not None:
+        in_both = [cell for cell in in_time if cell.within_budget]
+    asks_for_tokens = question.tokens is None
 
     return Answers(
         smallest=smallest([cell for cell in cells if cell.fit is Fit.FITS]),
@@ -63,7 +89,12 @@ def find_answers(question: Question, cells: Sequence[Cell]) -> Answers:
         cheapest=_least(usable, lambda c: c.cost) if question.tokens is not None else None,
         in_time=_least(in_time, lambda c: c.cost) or _least(in_time, lambda c: c.gpu_hours),
         smallest_in_time=smallest(in_time) if has_deadline else {},
-        most_tokens=_least(usable, lambda c: c.tokens_in_budget and -c.tokens_in_budget),
+        most_tokens=most(usable) if asks_for_tokens or question.budget is not None else None,
+        most_tokens_by_type={t: most(own) for t, own in by_type(usable).items()}
+        if asks_for_tokens
+        else {},
+        in_both=in_both,
+        cheapest_in_both=_least(in_both or [], lambda c: c.cost),
     )
 
 

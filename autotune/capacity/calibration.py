@@ -1,9 +1,12 @@
 """Correct predictions by what a study measured, on the same model and GPU type.
 
 A factor is measured over predicted, the median in log over trials that ran to the end: of the same
-engine where the study has any, else of all. It carries over what a run of this model on this GPU
-has in common (how far kernels are from the assumed efficiencies), and nothing about what the study
-did not contain: links between more GPUs or nodes, other sequence lengths, offload.
+engine where the study has any, else of all. The prediction is made anew, by the formulas and the
+GPU entry the cells use: the one in the study may be another version's, or that of a stand-in GPU.
+Speeds are compared by the seconds of a step, since measured tokens are those with a label and
+predicted ones all. A factor carries over what a run of this model on this GPU has in common (how
+far kernels are from the assumed efficiencies), and nothing about what the study did not contain:
+links between more GPUs or nodes, other sequence lengths, offload.
 """
 
 from __future__ import annotations
@@ -14,20 +17,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autotune.capacity.comparable import (
+    check_model,
+    differences,
+    matching_type,
+    measured_workload,
+)
 from autotune.errors import AutotuneError
 from autotune.memory import fit_probability, verdict
 from autotune.memory.estimate import MemoryEstimate, framework_bytes
 from autotune.plan import Engine
-from autotune.planner import Estimate
-from autotune.spec.gpus import CPU
-from autotune.spec.hardware import HardwareSpec
-from autotune.spec.model import ModelSpec, model_from_config
+from autotune.planner import Estimate, estimate_plan
+from autotune.spec.hardware import HardwareSpec, load_hardware
+from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 from autotune.timing import TimeEstimate
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
-
-_FILES_OF_A_MODEL = {"name", "hf_config", "weights", "tokenizer"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +41,7 @@ class Factors:
     """Measured over predicted."""
 
     tokens_per_s: float
+    """The predicted over the measured seconds of a step."""
     memory: float
     """Of the allocator's bytes: what a process takes outside it is left as predicted."""
     num_trials: int
@@ -91,6 +98,15 @@ class Calibration:
         }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measured:
+    """A trial that ran to the end, and what is predicted of its plan today."""
+
+    engine: Engine
+    speed: float
+    memory: float
+
+
 def calibrate(
     study: str,
     contract: Mapping[str, Any],
@@ -98,7 +114,8 @@ def calibrate(
     *,
     model: ModelSpec,
     workload: Workload,
-    gpu_types: Mapping[str, Sequence[str]],
+    gpu_types: Mapping[str, str],
+    nvml_names: Mapping[str, Sequence[str]],
 ) -> Calibration:
     """Derive factors from a study.
 
@@ -108,74 +125,40 @@ def calibrate(
         records: Its trials.
         model: The model asked about.
         workload: The workload asked about.
-        gpu_types: NVML names of each GPU type asked about, by the type's name.
+        gpu_types: What `load_hardware` takes, by the name of each GPU type asked about.
+        nvml_names: What NVML calls each of them.
 
     Raises:
-        AutotuneError: another model, a GPU nobody asked about, or no trial to learn from.
+        AutotuneError: another model, GPU, precision, adapter or packing than asked about, or no
+            trial to learn from.
     """
-    _check_model(study, contract, model)
-    gpu_type = _matching_type(study, contract, gpu_types)
+    check_model(study, contract, model)
+    gpu_type = matching_type(study, contract, nvml_names)
+    measured = measured_workload(study, contract, workload)
     ran = [r for r in records if _is_usable(r) and _plan_is_known(r)]
     if not ran:
         raise AutotuneError(
-            f"{study} has no trial that ran to the end with a prediction beside it, so there is "
-            "nothing to calibrate with. Go on with the search, or leave --calibrate out."
+            f"{study} has no trial that ran to the end, so there is nothing to calibrate with. Go "
+            "on with the search, or leave --calibrate out."
         )
-    on_cpu = gpu_type == CPU
-    engines = sorted({r.plan_object.engine for r in ran})
+    trials = _predict(ran, model, measured, gpu_types[gpu_type])
     return Calibration(
         study=study,
         gpu_type=gpu_type,
         by_engine={
-            engine: _factors([r for r in ran if r.plan_object.engine is engine], engine, on_cpu)
-            for engine in engines
+            engine: _factors([t for t in trials if t.engine is engine], engine)
+            for engine in sorted({t.engine for t in trials})
         },
-        overall=_factors(ran, None, on_cpu),
-        notes=tuple(_differences(contract, workload)),
-    )
-
-
-def _section(contract: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = contract.get(name)
-    return dict(found) if isinstance(found, dict) else {}
-
-
-def _check_model(study: str, contract: Mapping[str, Any], model: ModelSpec) -> None:
-    own = _section(contract, "model")
-    name = own.get("name", "an unnamed model")
-    if isinstance(own.get("config"), dict):
-        measured = model_from_config(str(name), own["config"])
-        same = measured.model_dump(exclude=_FILES_OF_A_MODEL) == model.model_dump(
-            exclude=_FILES_OF_A_MODEL
-        )
-    else:
-        same = own.get("num_parameters") == model.num_parameters
-    if not same:
-        raise AutotuneError(
-            f"{study} measured {name}, not {model.name}: its factors hold for its own model. Give "
-            f"a study of {model.name}, or leave --calibrate out."
-        )
-
-
-def _matching_type(
-    study: str, contract: Mapping[str, Any], gpu_types: Mapping[str, Sequence[str]]
-) -> str:
-    device = str(_section(contract, "hardware").get("gpu", "an unknown GPU"))
-    bare = device.removeprefix("NVIDIA ")
-    for name, nvml_names in gpu_types.items():
-        if device == name or bare in nvml_names:
-            return name
-    raise AutotuneError(
-        f"{study} measured on {device}, which is not among --gpu-type {','.join(gpu_types)}: it "
-        f"would correct no cell. Add {device} to --gpu-type, or leave --calibrate out."
+        overall=_factors(trials, None),
+        notes=tuple(differences(measured, workload)),
     )
 
 
 def _is_usable(record: TrialRecord) -> bool:
     if record.outcome is not Outcome.OK or not _memory_bytes(record):
         return False
-    pair = (record.tokens_per_s, record.predicted_tokens_per_s)
-    return bool(record.predicted_bytes) and all(v and math.isfinite(v) and v > 0 for v in pair)
+    seconds = record.step_s
+    return seconds is not None and math.isfinite(seconds) and seconds > 0
 
 
 def _plan_is_known(record: TrialRecord) -> bool:
@@ -190,44 +173,41 @@ def _memory_bytes(record: TrialRecord) -> int | None:
     return record.peak_reserved_bytes or record.peak_allocated_bytes
 
 
-def _factors(records: Sequence[TrialRecord], engine: Engine | None, on_cpu: bool) -> Factors:
+def _predict(
+    records: Sequence[TrialRecord], model: ModelSpec, workload: Workload, gpu_type: str
+) -> list[_Measured]:
+    """Set each trial against today's prediction of its plan on a machine of the GPU type."""
+    machines: dict[int, HardwareSpec] = {}
+    found = []
+    for record in records:
+        plan = record.plan_object
+        if plan.world_size not in machines:
+            machines[plan.world_size] = load_hardware(gpu_type, plan.world_size, one_node=True)
+        hardware = machines[plan.world_size]
+        estimate = estimate_plan(model, workload, plan, hardware)
+        outside = 0 if hardware.gpu.is_cpu else framework_bytes(plan)
+        allocated = max(1, estimate.memory.total_bytes - outside)
+        found.append(
+            _Measured(
+                engine=plan.engine,
+                speed=estimate.time.step_s / (record.step_s or math.nan),
+                memory=(_memory_bytes(record) or 0) / allocated,
+            )
+        )
+    return found
+
+
+def _factors(trials: Sequence[_Measured], engine: Engine | None) -> Factors:
     return Factors(
-        tokens_per_s=_median_ratio(
-            ((r.tokens_per_s or 0) / (r.predicted_tokens_per_s or 1)) for r in records
-        ),
-        memory=_median_ratio(_memory_ratio(r, on_cpu) for r in records),
-        num_trials=len(records),
+        tokens_per_s=_median_ratio(trial.speed for trial in trials),
+        memory=_median_ratio(trial.memory for trial in trials),
+        num_trials=len(trials),
         engine=engine,
     )
 
 
-def _memory_ratio(record: TrialRecord, on_cpu: bool) -> float:
-    """Compare what the allocator took with its part of the prediction."""
-    predicted = record.predicted_bytes or 0
-    outside = 0 if on_cpu else framework_bytes(record.plan_object)
-    return (_memory_bytes(record) or 0) / max(1, predicted - outside)
-
-
 def _median_ratio(ratios: Iterable[float]) -> float:
     return math.exp(statistics.median(math.log(ratio) for ratio in ratios))
-
-
-def _differences(contract: Mapping[str, Any], workload: Workload) -> list[str]:
-    """Name what of the study's workload differs; factors carry over less the more there is."""
-    measured = _section(contract, "workload")
-    asked = workload.model_dump(mode="json")
-    words = [
-        f"{key} {_short(measured[key])} there, {_short(value)} here"
-        for key, value in asked.items()
-        if key in measured and measured[key] != value
-    ]
-    return [f"The study's workload differs: {'; '.join(words)}."] if words else []
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"r={value.get('r')}"
-    return "none" if value is None else str(value)
 
 
 def _scale_memory(memory: MemoryEstimate, factor: float) -> MemoryEstimate:

@@ -45,7 +45,7 @@ class Question:
     model: ModelSpec
     workload: Workload
     tokens: int | None = None
-    """Length of the training; None when only a budget is given."""
+    """Length of the training; None asks what the budget, the deadline or both allow."""
     budget: float | None = None
     deadline_s: float | None = None
     prices: Mapping[str, float]
@@ -106,7 +106,13 @@ class Cell:
         rate = self.tokens_per_s
         if rate is None or self.question.tokens is not None:
             return self.question.tokens if rate is not None else None
-        return self.tokens_in_budget
+        return self.most_tokens
+
+    @property
+    def most_tokens(self) -> float | None:
+        """What the limits allow: the budget, the deadline or both."""
+        in_budget = self.question.budget is not None
+        return self.tokens_in_budget if in_budget else self.tokens_in_deadline
 
     @property
     def tokens_in_budget(self) -> float | None:
@@ -116,6 +122,12 @@ class Cell:
             return None
         paid_s = budget / (price * self.num_gpus) * _HOUR_S
         return rate * min(paid_s, self.question.deadline_s or paid_s)
+
+    @property
+    def tokens_in_deadline(self) -> float | None:
+        """What it trains until the deadline; None without one."""
+        rate, deadline = self.tokens_per_s, self.question.deadline_s
+        return None if rate is None or deadline is None else rate * deadline
 
     @property
     def train_s(self) -> float | None:
@@ -156,6 +168,14 @@ class Cell:
             return None
         return self.train_s is not None and self.train_s <= question.deadline_s
 
+    @property
+    def within_budget(self) -> bool | None:
+        """Whether the budget pays for it; None without a budget or a length of the training."""
+        question = self.question
+        if question.budget is None or question.tokens is None:
+            return None
+        return self.cost is not None and self.cost <= question.budget
+
     def describe(self) -> str:
         """Return such as ``8 x h100-sxm``."""
         return f"{self.num_gpus} x {self.gpu_type}"
@@ -187,6 +207,8 @@ class Cell:
             "kwh": self.kwh,
             "meets_deadline": self.meets_deadline,
             "tokens_in_budget": self.tokens_in_budget,
+            "within_budget": self.within_budget,
+            "tokens_in_deadline": self.tokens_in_deadline,
         }
 
 

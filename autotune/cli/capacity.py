@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("question")
     group.add_argument("--tokens", metavar="10B", help="length of the training: 500M, 10B, 1T")
-    group.add_argument("--deadline", metavar="3d", help="time the training may take: 12h, 3d")
+    group.add_argument(
+        "--deadline",
+        metavar="3d",
+        help="time the training may take: 12h, 3d; without --tokens: what ends in it",
+    )
     group.add_argument(
         "--budget", type=_positive, metavar="MONEY", help="what may be spent; needs --price"
     )
@@ -92,8 +96,11 @@ def run(args: argparse.Namespace) -> int:
     from autotune.spec.strategy import load_strategies
 
     started = time.perf_counter()
-    if args.tokens is None and args.budget is None:
-        raise AutotuneError("Give the length of the training with --tokens 10B, or --budget.")
+    if args.tokens is None and args.budget is None and args.deadline is None:
+        raise AutotuneError(
+            "Give the length of the training with --tokens 10B, or --budget or --deadline for what "
+            "can be had."
+        )
     types = _types(args.gpu_type)
     model = load_model(args.model)
     question = Question(
@@ -237,7 +244,8 @@ def _calibration(folder: Path, question: Question, types: dict[str, str]) -> Cal
         study.records,
         model=question.model,
         workload=question.workload,
-        gpu_types={
+        gpu_types=types,
+        nvml_names={
             name: () if name == CPU else find_gpu(given)[1].nvml_names
             for name, given in types.items()
         },

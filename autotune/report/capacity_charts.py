@@ -5,37 +5,26 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from autotune.capacity import Cell, Fit, Question
 from autotune.report import capacity_words as words
+from autotune.report.charts.figure import NUM_SERIES, SYMBOLS, Chart
 
-_NUM_COLOURS = 8
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
 _LOG_FROM_RATIO = 10.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
-    """One figure with the words around it."""
-
-    key: str
-    title: str
-    summary: str
-    """What it shows, in words: caption, and the text a screen reader says."""
-    figure: dict[str, Any]
+_HEIGHT = 380
 
 
 def build_charts(question: Question, cells: Sequence[Cell]) -> list[Chart]:
-    """Return the charts that have anything to draw: time and cost, or what a budget trains."""
+    """Return the charts that have anything to draw: time and cost, or what the limits allow."""
+    wanted = []
     if question.tokens is None:
-        wanted = [
-            _chart("tokens", "Tokens within the budget", "billions of tokens", cells, _billions),
-            _chart("days", "Days they take", "days", cells, lambda c: c.days),
-        ]
-    else:
-        wanted = [_chart("days", "Days", "days", cells, lambda c: c.days)]
+        title = f"Tokens {words.limit_words(question)}"
+        wanted.append(_chart("tokens", title, "billions of tokens", cells, _billions))
+    if question.tokens is not None or question.budget is not None:
+        title = "Days" if question.tokens is not None else "Days they take"
+        wanted.append(_chart("days", title, "days", cells, lambda c: c.days))
+    if question.tokens is not None or question.budget is None:
         priced = [cell for cell in cells if cell.cost is not None]
         if priced:
             wanted.append(_chart("cost", "Cost", "cost", priced, lambda c: c.cost))
@@ -45,7 +34,7 @@ def build_charts(question: Question, cells: Sequence[Cell]) -> list[Chart]:
 
 
 def _billions(cell: Cell) -> float | None:
-    return None if cell.tokens_in_budget is None else cell.tokens_in_budget / 1e9
+    return None if cell.most_tokens is None else cell.most_tokens / 1e9
 
 
 def _chart(
@@ -77,6 +66,7 @@ def _chart(
     low, high = min(drawn, key=lambda e: e[1]), max(drawn, key=lambda e: e[1])
     return Chart(
         key=key,
+        height=_HEIGHT,
         title=f"{title} by number of GPUs",
         summary=f"{title}: from {words.figure(low[1])} on {low[0].describe()} to "
         f"{words.figure(high[1])} on {high[0].describe()}. Hollow marks are at risk of not "
@@ -91,6 +81,7 @@ def _chart(
                     "ticktext": [str(count) for count in counts],
                 },
                 "yaxis": y_axis,
+                "showlegend": True,
             },
         },
     )
@@ -107,8 +98,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _trace(index: int, name: str, points: Sequence[tuple[Cell, float]], unit: str) -> Any:
-    colour = f"@s{index % _NUM_COLOURS}"
-    symbol = _SYMBOLS[(index + index // _NUM_COLOURS) % len(_SYMBOLS)]
+    colour = f"@s{index % NUM_SERIES}"
+    symbol = SYMBOLS[(index + index // NUM_SERIES) % len(SYMBOLS)]
     return {
         "type": "scatter",
         "mode": "lines+markers",

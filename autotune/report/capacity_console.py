@@ -72,6 +72,10 @@ def _columns(question: Question) -> list[_Column]:
         columns.append(
             _Column(header="budget buys", value=lambda c: words.count_words(c.tokens_in_budget))
         )
+    if words.asks_what_the_deadline_allows(question):
+        columns.append(_Column(header="tokens", value=lambda c: words.count_words(c.most_tokens)))
+    if words.has_both_limits(question):
+        columns.append(_Column(header="keeps", value=words.keeps, is_number=False))
     if question.with_power:
         columns.append(_Column(header="kWh", value=lambda c: words.figure(c.kwh)))
     return [

@@ -14,11 +14,13 @@ CSV_FILE = "capacity.csv"
 HTML_FILE = "capacity.html"
 GENERATOR = "autotune capacity"
 """In the page's head: what marks a file as ours."""
+_NUM_FIRST_COLUMNS = 6
+"""Those every version began the file with."""
 COLUMNS = (
     "gpu_type", "num_gpus", "num_nodes", "verdict", "fit_probability", "basis", "configuration",
     "tokens_per_s", "predicted_tokens_per_s", "memory_bytes", "predicted_memory_bytes",
     "device_memory_bytes", "missing_bytes", "days", "gpu_hours", "price_per_gpu_hour", "cost",
-    "kwh", "meets_deadline", "tokens_in_budget", "reason",
+    "kwh", "meets_deadline", "tokens_in_budget", "within_budget", "tokens_in_deadline", "reason",
 )  # fmt: skip
 
 
@@ -48,7 +50,11 @@ def _is_ours(path: Path) -> bool:
             head = file.read(4096)
     except OSError:
         return False
-    return not head or head.startswith(",".join(COLUMNS)) or f'content="{GENERATOR}"' in head
+    return (
+        not head
+        or head.startswith(",".join(COLUMNS[:_NUM_FIRST_COLUMNS]))
+        or f'content="{GENERATOR}"' in head
+    )
 
 
 def write_csv(cells: Sequence[Cell], path: Path) -> None:

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from autotune.capacity import Answers, Calibration, Cell, Question
 from autotune.report import capacity_words as words
 from autotune.report.capacity_charts import build_charts
 from autotune.report.capacity_files import GENERATOR
-from autotune.report.html import _policy, _script_json
+from autotune.report.html import render_page
+from autotune.report.html import write_page as write_text
+from autotune.report.table import Cell as TableCell
+from autotune.report.table import Column, Row, Table
 from autotune.spec.hardware import HardwareSpec
 from autotune.units import format_bytes
 
-_TEMPLATES = files("autotune.report") / "templates"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
-    """One column of the table: its text, and what it is sorted by ("" stays last)."""
+class _Value:
+    """What one column of the table shows of a cell, and what it is sorted by (None stays last)."""
 
     name: str
     text: Callable[[Cell], str]
     sort: Callable[[Cell], float | str | None]
-    is_number: bool = True
-    wraps: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One cell of the plan."""
-
-    cells: tuple[tuple[str, float | str], ...]
-    is_answer: bool
-    failed: bool
+    kind: str = "num"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +49,7 @@ class Page:
     subtitle: str
     headline: Headline
     answers: Sequence[tuple[str, str]]
-    columns: Sequence[Column]
-    rows: Sequence[Row]
+    table: Table
     reasons: Sequence[tuple[str, str]]
     notes: Sequence[str]
     gpus: Sequence[tuple[str, Sequence[tuple[str, str]]]]
@@ -77,41 +65,15 @@ def write_page(
     workload: str,
 ) -> None:
     """Write the page; it appears whole or not at all."""
-    text = _render(question, cells, _build(question, cells, answers, calibration, workload))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _render(question: Question, cells: Sequence[Cell], page: Page) -> str:
-    import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    charts = build_charts(question, cells)
-    scripts = [_template("capacity.js")]
-    if charts:
-        scripts.insert(0, get_plotlyjs())
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.from_string(_template("capacity.html.j2")).render(
+    page = _build(question, cells, answers, calibration, workload)
+    text = render_page(
+        "capacity.html.j2",
+        charts=build_charts(question, cells),
+        tables=[page.table],
         page=page,
-        charts=charts,
-        figures=Markup(_script_json({chart.key: chart.figure for chart in charts})),
-        style=Markup(_template("report.css")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
         generator=GENERATOR,
     )
-
-
-def _template(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
+    write_text(text, path)
 
 
 def _build(
@@ -122,7 +84,6 @@ def _build(
     workload: str,
 ) -> Page:
     label, cell = _main_answer(question, answers)
-    columns = _columns(question)
     return Page(
         title=words.title(question),
         subtitle=workload,
@@ -133,15 +94,7 @@ def _build(
             tiles=_tiles(cell),
         ),
         answers=words.answer_lines(question, answers),
-        columns=columns,
-        rows=[
-            Row(
-                cells=tuple((c.text(each), _sort_key(c.sort(each))) for c in columns),
-                is_answer=each is cell,
-                failed=not each.runs,
-            )
-            for each in cells
-        ],
+        table=_table(question, cells, cell),
         reasons=words.reasons(cells),
         notes=words.notes(question, cells, calibration),
         gpus=_gpus(question, cells),
@@ -151,7 +104,9 @@ def _build(
 
 def _main_answer(question: Question, answers: Answers) -> tuple[str, Cell]:
     if question.tokens is None and answers.most_tokens is not None:
-        return "Most tokens for the budget", answers.most_tokens
+        return f"Most tokens {words.limit_words(question)}", answers.most_tokens
+    if answers.cheapest_in_both is not None:
+        return "Cheapest within budget and deadline", answers.cheapest_in_both
     if question.deadline_s is not None and answers.in_time is not None:
         priced = "Cheapest" if answers.in_time.cost is not None else "Fewest GPU-hours"
         return f"{priced} that meets the deadline", answers.in_time
@@ -170,8 +125,9 @@ def _tiles(cell: Cell) -> list[tuple[str, str, str]]:
         tiles.append(("Cost", words.figure(cell.cost), f"{words.figure(cell.price)} a GPU-hour"))
     if cell.kwh is not None:
         tiles.append(("Energy", f"{words.figure(cell.kwh)} kWh", "boards at their TDP"))
-    if cell.tokens_in_budget is not None:
-        tiles.append(("Tokens", words.count_words(cell.tokens_in_budget), "within the budget"))
+    if cell.question.budget is not None or cell.question.tokens is None:
+        limit = words.limit_words(cell.question)
+        tiles.append(("Tokens", words.count_words(cell.most_tokens), limit))
     return tiles
 
 
@@ -184,30 +140,67 @@ def _memory_tile(cell: Cell) -> tuple[str, str]:
     )
 
 
-def _columns(question: Question) -> list[Column]:
-    def number(name: str, value: Callable[[Cell], float | None]) -> Column:
-        return Column(name=name, text=lambda c: words.figure(value(c)), sort=value)
+def _table(question: Question, cells: Sequence[Cell], answer: Cell) -> Table:
+    values = _values(question)
+    return Table(
+        key="cells",
+        title="Every cell",
+        columns=[Column(title=value.name, kind=value.kind) for value in values],
+        rows=[_row(values, cell, cell is answer) for cell in cells],
+        facets=("GPU", "Fits"),
+        example=f"{answer.gpu_type} {answer.best.plan.strategy}"
+        if answer.best
+        else answer.gpu_type,
+    )
 
-    def text(name: str, value: Callable[[Cell], str]) -> Column:
-        return Column(name=name, text=value, sort=value, is_number=False)
+
+def _row(values: Sequence[_Value], cell: Cell, is_answer: bool) -> Row:
+    return Row(
+        cells=tuple(TableCell(text=v.text(cell), sort=_sort_key(v.sort(cell))) for v in values),
+        facets=(cell.gpu_type, words.FIT_WORDS[cell.fit]),
+        mark="winner" if is_answer else "" if cell.runs else "failed",
+        tag="answer" if is_answer else "",
+    )
+
+
+def _sort_key(value: float | str | None) -> float | str | None:
+    return None if value == words.NO_FIGURE else value
+
+
+def _values(question: Question) -> list[_Value]:
+    def number(name: str, value: Callable[[Cell], float | None]) -> _Value:
+        return _Value(name=name, text=lambda c: words.figure(value(c)), sort=value)
+
+    def text(name: str, value: Callable[[Cell], str]) -> _Value:
+        return _Value(name=name, text=value, sort=value, kind="text")
 
     def memory(cell: Cell) -> float | None:
         return cell.best.memory.total_bytes if cell.best else None
 
     columns = [
         text("GPU", lambda c: c.gpu_type),
-        Column(name="GPUs", text=lambda c: str(c.num_gpus), sort=lambda c: c.num_gpus),
+        _Value(name="GPUs", text=lambda c: str(c.num_gpus), sort=lambda c: c.num_gpus),
         text("Fits", words.fit_words),
         number("Tokens/s", lambda c: c.tokens_per_s),
     ]
     if question.budget is not None:
         columns.append(
-            Column(
+            _Value(
                 name="Budget buys",
                 text=lambda c: words.count_words(c.tokens_in_budget),
                 sort=lambda c: c.tokens_in_budget,
             )
         )
+    if words.asks_what_the_deadline_allows(question):
+        columns.append(
+            _Value(
+                name="Tokens",
+                text=lambda c: words.count_words(c.most_tokens),
+                sort=lambda c: c.most_tokens,
+            )
+        )
+    if words.has_both_limits(question):
+        columns.append(text("Keeps", words.keeps))
     columns += [number("Days", lambda c: c.days), number("GPU-hours", lambda c: c.gpu_hours)]
     if question.prices:
         columns.append(number("Cost", lambda c: c.cost))
@@ -215,20 +208,15 @@ def _columns(question: Question) -> list[Column]:
         columns.append(number("kWh", lambda c: c.kwh))
     return [
         *columns,
-        Column(name="Memory, GiB", text=words.memory_words, sort=memory),
-        Column(
+        _Value(name="Memory, GiB", text=words.memory_words, sort=memory),
+        _Value(
             name="Configuration",
             text=words.configuration,
             sort=words.configuration,
-            is_number=False,
-            wraps=True,
+            kind="long",
         ),
         text("Basis", lambda c: c.basis),
     ]
-
-
-def _sort_key(value: float | str | None) -> float | str:
-    return "" if value is None or value == words.NO_FIGURE else value
 
 
 def _gpus(question: Question, cells: Sequence[Cell]) -> list[tuple[str, Sequence[tuple[str, str]]]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from autotune.capacity import Answers, Calibration, Cell, Fit, Question
 from autotune.units import GIB
 
 FIT_WORDS = {Fit.FITS: "fits", Fit.AT_RISK: "at risk", Fit.OOM: "no", Fit.REFUSED: "refused"}
+_SCIENTIFIC_BELOW = 1e-6
 NO_FIGURE = "\N{EM DASH}"
 
 
@@ -15,7 +17,9 @@ def figure(value: float | None) -> str:
     """Write a number with at least three significant figures, or a dash."""
     if value is None:
         return NO_FIGURE
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    if 0 < value < _SCIENTIFIC_BELOW:
+        return f"{value:.2e}"
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:,.{digits}f}"
 
 
@@ -47,7 +51,16 @@ def title(question: Question) -> str:
     """Return what is asked, in one line."""
     if question.tokens is not None:
         return f"{question.model.name}: {count_words(question.tokens)} tokens"
-    return f"{question.model.name}: what a budget of {figure(question.budget)} trains"
+    limits = []
+    if question.budget is not None:
+        limits.append(f"a budget of {figure(question.budget)}")
+    if question.deadline_s is not None:
+        limits.append(f"{_days(question)} days")
+    return f"{question.model.name}: what can be trained in {' and '.join(limits)}"
+
+
+def _days(question: Question) -> str:
+    return f"{(question.deadline_s or 0) / 86400:.4g}"
 
 
 def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
@@ -58,7 +71,7 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
     if answers.cheapest is not None:
         lines.append(("Cheapest", f"{answers.cheapest.describe()}: {_takes(answers.cheapest)}"))
     if question.deadline_s is not None and question.tokens is not None:
-        label = f"Within {question.deadline_s / 86400:.4g} days"
+        label = f"Within {_days(question)} days"
         if answers.in_time is None:
             lines.append((label, f"no cell; the fastest takes {figure(fastest.days)} days"))
         else:
@@ -72,9 +85,55 @@ def answer_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
         else:
             words = f"{best.describe()}: {count_words(best.tokens_in_budget)} tokens at most"
             if question.deadline_s is not None:
-                words += f", within {question.deadline_s / 86400:.4g} days"
+                words += f", within {_days(question)} days"
         lines.append((label, words))
+    elif question.tokens is None and answers.most_tokens is not None:
+        label = f"Within {_days(question)} days"
+        lines.append((label, f"{answers.most_tokens.describe()}: {_buys(answers.most_tokens)}"))
+    if question.tokens is None:
+        lines.append(("Most of each type", _most_by_type(answers.most_tokens_by_type)))
+    if answers.in_both is not None:
+        lines += _both_lines(question, answers)
     return lines
+
+
+def _both_lines(question: Question, answers: Answers) -> list[tuple[str, str]]:
+    label = "Cheapest within both"
+    if answers.cheapest_in_both is None:
+        within = f"a budget of {figure(question.budget)} and {_days(question)} days"
+        return [(label, f"no cell keeps {within}")]
+    names = ", ".join(cell.describe() for cell in answers.in_both or ())
+    best = answers.cheapest_in_both
+    return [("Within both", names), (label, f"{best.describe()}: {_takes(best)}")]
+
+
+def keeps(cell: Cell) -> str:
+    """Say which limits a training of the length asked for keeps."""
+    if not cell.runs:
+        return NO_FIGURE
+    kept = [
+        name
+        for name, is_kept in (("budget", cell.within_budget), ("deadline", cell.meets_deadline))
+        if is_kept
+    ]
+    return "both" if len(kept) == 2 else kept[0] if kept else "neither"
+
+
+def has_both_limits(question: Question) -> bool:
+    """Say whether a training of one length has to keep a budget and a deadline."""
+    return None not in (question.tokens, question.budget, question.deadline_s)
+
+
+def limit_words(question: Question) -> str:
+    """Name what limits the tokens where no length is asked for."""
+    if question.budget is None:
+        return "by the deadline"
+    return "within the budget" + " and the deadline" * (question.deadline_s is not None)
+
+
+def asks_what_the_deadline_allows(question: Question) -> bool:
+    """Say whether a deadline is all that is given."""
+    return question.tokens is None and question.budget is None
 
 
 def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | None) -> list[str]:
@@ -82,7 +141,8 @@ def notes(question: Question, cells: Sequence[Cell], calibration: Calibration | 
     said = [
         "Time is tokens over tokens/s: no start-up, evaluation, checkpoints or failures."
         if question.tokens is not None
-        else "Tokens are what the budget pays for, without start-up, evaluation or failures."
+        else f"Tokens are what can be trained {limit_words(question)}, without start-up, "
+        "evaluation or failures."
     ]
     if question.prices:
         said.append("Cost is GPU-hours at the price given, in its currency.")
@@ -126,6 +186,18 @@ def _takes(cell: Cell) -> str:
 def _by_type(cells: Mapping[str, Cell | None]) -> str:
     return "; ".join(
         f"{t}: {cell.num_gpus if cell else 'none of the counts'}" for t, cell in cells.items()
+    )
+
+
+def _buys(cell: Cell) -> str:
+    words = f"{count_words(cell.most_tokens)} tokens at most"
+    return words if cell.cost is None else f"{words}, cost {figure(cell.cost)}"
+
+
+def _most_by_type(cells: Mapping[str, Cell | None]) -> str:
+    return "; ".join(
+        f"{t}: {count_words(cell.most_tokens)} on {cell.num_gpus}" if cell else f"{t}: nothing fits"
+        for t, cell in cells.items()
     )
 
 

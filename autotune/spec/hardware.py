@@ -79,9 +79,9 @@ class HardwareSpec:
     inter_node: Link
     """One device's share of the network; a ring over whole nodes uses every device's."""
     host_memory_bytes: int
-    """Of one node."""
+    """Of one node; of less than a node, the GPUs' share of it."""
     host_bytes_per_s: float
-    """Memory bandwidth of one node's CPUs, what CPU Adam runs at."""
+    """Memory bandwidth of one node's CPUs, what CPU Adam runs at; a share likewise."""
 
     @property
     def num_gpus(self) -> int:
@@ -96,14 +96,21 @@ class HardwareSpec:
 
 
 def load_hardware(
-    gpu_type: str, num_gpus: int, memory_limit_bytes: int | None = None
+    gpu_type: str,
+    num_gpus: int,
+    memory_limit_bytes: int | None = None,
+    *,
+    one_node: bool = False,
 ) -> HardwareSpec:
     """Describe hardware by name; more GPUs than a node holds are whole nodes.
+
+    Fewer of them have their share of its host: that is what comes with a GPU at a GPU's price.
 
     Args:
         gpu_type: A catalogue name or alias, the path of a YAML file (`gpus.GpuEntry`), or ``cpu``.
         num_gpus: Devices over all nodes.
         memory_limit_bytes: Lowers the memory of each device.
+        one_node: All of them are in one machine, whatever the type's usual node holds.
 
     Raises:
         AutotuneError: an unknown name, or a count that is no whole number of nodes.
@@ -112,7 +119,8 @@ def load_hardware(
     if gpu_type.lower() == CPU:
         return _cpu_hardware(num_gpus, memory_limit_bytes)
     name, entry = find_gpu(gpu_type)
-    return _limit_memory(_from_entry(name, entry, num_gpus), memory_limit_bytes)
+    hardware = _from_entry(name, entry, num_gpus, whole_nodes=not one_node)
+    return _limit_memory(hardware, memory_limit_bytes)
 
 
 def check_precision(gpu: GpuSpec, precision: Precision) -> None:
@@ -163,6 +171,8 @@ def detect_hardware(
         hardware,
         gpu=replace(gpu, memory_bytes=usable),
         host_memory_bytes=_host_memory_bytes(),
+        # The whole machine is at hand, however many of its GPUs are used.
+        host_bytes_per_s=entry.host_gb_per_s * 1e9,
     )
     return _limit_memory(hardware, memory_limit_bytes)
 
@@ -195,14 +205,15 @@ def _from_entry(
         power_w=entry.power_w,
         note=entry.note,
     )
+    share = min(1.0, num_gpus / per_node)
     return HardwareSpec(
         gpu=gpu,
         gpus_per_node=num_gpus // num_nodes,
         num_nodes=num_nodes,
         intra_node=link,
         inter_node=link if num_gpus <= (entry.link_domain_gpus or 0) else network,
-        host_memory_bytes=int(entry.host_memory_gib * GIB),
-        host_bytes_per_s=entry.host_gb_per_s * 1e9,
+        host_memory_bytes=int(entry.host_memory_gib * GIB * share),
+        host_bytes_per_s=entry.host_gb_per_s * 1e9 * share,
     )
 
 

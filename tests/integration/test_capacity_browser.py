@@ -24,11 +24,17 @@ DARK = "--blink-settings=preferredColorScheme=0"
 PROBE = """<!doctype html><link rel="icon" href="data:,"><body style="margin:0">
 <iframe id="frame" src="page.html" style="width:{width}px;height:900px;border:0"></iframe>
 <pre id="found"></pre><script>
-frame.onload = () => setTimeout(() => {{
+frame.onload = () => setTimeout(async () => {{
   const view = frame.contentWindow, page = frame.contentDocument, root = page.documentElement;
+  // A chart is drawn when the reader comes near it.
+  for (const chart of page.querySelectorAll(".chart")) {{
+    chart.scrollIntoView();
+    await new Promise((done) => setTimeout(done, 400));
+  }}
   {steps}
   found.textContent = JSON.stringify({{
     client: root.clientWidth, scroll: root.scrollWidth,
+    shown: page.getElementById("cells-shown").textContent.trim(),
     drawn: page.querySelectorAll(".chart svg.main-svg").length,
     points: page.querySelectorAll(".chart .point").length,
     requests: view.performance.getEntriesByType("resource").map((entry) => entry.name),
@@ -41,7 +47,7 @@ frame.onload = () => setTimeout(() => {{
     title: page.getElementById("answer-title").textContent.trim(),
     hostile: view.hostile || 0,
   }});
-}}, 800);
+}}, 300);
 </script>"""
 
 
@@ -104,11 +110,30 @@ def test_draws_sorts_and_fits_without_a_request_or_a_console_message(look, width
     assert found["points"] == 2 * 8, "every cell that runs is in both charts"
     assert found["scroll"] <= found["client"] <= width, "the page itself scrolls sideways"
     assert re.fullmatch(r"\d+ x (h100-sxm|l40s)", found["title"])
-    # Sorted by number, the other way on the second click; what has no figure stays last.
+    # Sorted by number, largest first, the other way on the second click; no figure stays last.
     values = [row[3] for row in found["rows"]]
     figures = [float(text.replace(",", "")) for text in values[:-2]]
     assert found["sorted"].startswith("Tokens/s") and set(values[-2:]) == {"\N{EM DASH}"}
-    assert figures == sorted(figures, reverse=clicks == 2) and len(set(figures)) == 8
+    assert figures == sorted(figures, reverse=clicks == 1) and len(set(figures)) == 8
+
+
+def test_the_table_is_filtered_by_words_and_by_what_fits(look):
+    type_in = (
+        "const find = page.getElementById('cells-find'); find.value = 'l40s zero3';"
+        "find.dispatchEvent(new view.Event('input'));"
+    )
+    found, console = look(steps=type_in)
+    assert console == []
+    assert 0 < len(found["rows"]) < 10
+    assert all("l40s" in row[0] and "zero3" in " ".join(row) for row in found["rows"])
+    assert found["shown"] == f"{len(found['rows'])} of 10 shown"
+    choose = (
+        "const fits = page.getElementById('cells-fits'); fits.value = 'refused';"
+        "fits.dispatchEvent(new view.Event('change'));"
+    )
+    found, _ = look(steps=choose)
+    assert [row[:2] for row in found["rows"]] == [["h100-sxm", "12"], ["l40s", "12"]]
+    assert found["shown"] == "2 of 10 shown"
 
 
 def test_dark_and_light_have_their_own_ink(look):

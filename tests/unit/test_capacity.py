@@ -2,11 +2,15 @@
 
 import csv
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
 from autotune.cli import main
+from autotune.report.capacity_words import figure
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "reports" / "examples" / "capacity-qwen3-8b"
 TYPES, COUNTS = ["h100-sxm", "l40s"], [1, 2, 4, 8, 16]
 BASE = [
     "capacity", "--model", "qwen3-8b", "--gpu-type", ",".join(TYPES),
@@ -102,6 +106,57 @@ def test_budget_alone(capsys):
         assert cell["tokens_in_budget"] <= cell["tokens_per_s"] * 6 * 3600 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("price", [[], ["--price", "h100=2.5,l40s=0.9"]])
+def test_deadline_alone_asks_what_can_be_had_in_it(capsys, price):
+    argv = [*QUICK, "--deadline", "3d", *price]
+    document = plan_of(capsys, *argv)
+    cells = by_cell(document)
+    for (gpu, count), cell in cells.items():
+        assert cell["tokens_in_deadline"] == pytest.approx(cell["tokens_per_s"] * 3 * 86400)
+        assert cell["days"] == pytest.approx(3) and cell["tokens_in_budget"] is None
+        cost = {"h100-sxm": 2.5, "l40s": 0.9}[gpu] * count * 72
+        assert cell["cost"] == (pytest.approx(cost) if price else None)
+    most = max(cells, key=lambda each: cells[each]["tokens_per_s"])
+    named = document["answers"]["most_tokens_in_deadline"]
+    assert (named["gpu_type"], named["num_gpus"]) == most
+    assert document["answers"]["most_tokens_in_budget"] is None
+    for gpu, count in document["answers"]["most_tokens"].items():
+        own = {n: cell["tokens_per_s"] for (t, n), cell in cells.items() if t == gpu}
+        assert own[count] == max(own.values())
+    text = " ".join(run(capsys, *argv)[1].split())
+    billions = f"{cells[most]['tokens_in_deadline'] / 1e9:.3g}B"
+    assert f"Within 3 days: {most[1]} x {most[0]}: {billions} tokens at most" in text
+    assert f"Most of each type: h100-sxm: {billions} on {most[1]}; l40s: " in text
+
+
+def test_budget_and_deadline_of_one_length_say_who_keeps_both(capsys):
+    argv = [*PRICED, "--budget", "800", "--deadline", "3.1d"]
+    document = plan_of(capsys, *argv)
+    cells = by_cell(document)
+    kept = {key: (c["cost"] <= 800, c["days"] <= 3.1) for key, c in cells.items()}
+    assert len(set(kept.values())) == 4, "some keep both, some either, some neither"
+    assert {k: (c["within_budget"], c["meets_deadline"]) for k, c in cells.items()} == kept
+    both = [key for key, limits in kept.items() if all(limits)]
+    answers = document["answers"]
+    named = [(a["gpu_type"], a["num_gpus"]) for a in answers["within_budget_and_deadline"]]
+    assert named == both
+    best = min(both, key=lambda key: cells[key]["cost"])
+    cheapest = answers["cheapest_within_both"]
+    assert (cheapest["gpu_type"], cheapest["num_gpus"]) == best
+    text = " ".join(run(capsys, *argv)[1].split())
+    assert f"Cheapest within both: {best[1]} x {best[0]}: " in text
+    assert f"Within both: {', '.join(f'{n} x {gpu}' for gpu, n in both)} Cheapest" in text
+    for word in ("both", "budget", "deadline", "neither", "keeps"):
+        assert word in text
+
+
+def test_no_cell_keeps_both(capsys):
+    argv = [*PRICED, "--budget", "1100", "--deadline", "1h"]
+    assert plan_of(capsys, *argv)["answers"]["within_budget_and_deadline"] == []
+    text = " ".join(run(capsys, *argv)[1].split())
+    assert "Cheapest within both: no cell keeps a budget of 1,100 and 0.04167 days" in text
+
+
 def test_counts_no_cluster_has_are_cells_with_a_reason(capsys):
     argv = ["capacity", "--model", "qwen3-0.6b", "--gpu-type", "h100,gb200", "--gpus", "8,12,96"]
     cells = by_cell(plan_of(capsys, *argv, "--tokens", "1B"))
@@ -123,6 +178,26 @@ def test_a_gpu_that_does_not_fit_beside_one_that_does(capsys):
     short = a10g["memory_bytes"] - a10g["device_memory_bytes"]
     assert a10g["missing_bytes"] == short > 0 and "too much" in a10g["reason"]
     assert document["answers"]["smallest_that_fits"] == {"t4": None, "a10g": None, "h100-sxm": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "\N{EM DASH}"), (0.0, "0"), (147_963.97, "147,964"), (100.4, "100"), (99.94, "99.9"),
+        (9.909, "9.91"), (0.78222, "0.782"), (0.1, "0.100"), (0.0123456, "0.0123"),
+        (0.000012345, "0.0000123"), (1.2345e-9, "1.23e-09"),
+    ],
+)  # fmt: skip
+def test_a_figure_has_three_significant_figures(value, text):
+    assert figure(value) == text
+
+
+def test_a_tiny_training_shows_its_days_and_cost(capsys):
+    argv = [*QUICK, "--tokens", "20K", "--price", "h100=2.5,l40s=0.9", "--power"]
+    for cell in plan_of(capsys, *argv)["cells"]:
+        for key in ("days", "cost", "kwh"):
+            shown = figure(cell[key])
+            assert float(shown) == pytest.approx(cell[key], rel=5e-3), key
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -160,6 +235,32 @@ def test_columns_without_room_go_below_instead_of_vanishing(capsys, monkeypatch,
     assert out.count("16 x rtx-pro-6000-server") >= len(headers)
 
 
+def test_the_committed_example_is_what_its_command_writes_today(capsys, tmp_path):
+    """The command is read out of the example's README."""
+    block = (EXAMPLE / "README.md").read_text().split("```sh\n")[1].split("```")[0]
+    words = shlex.split(block.replace("\\\n", " "))
+    out = words.index("--out") + 1
+    assert words[0] == "autotune" and Path(words[out]).name == EXAMPLE.name
+    code, _, _ = run(capsys, *words[1:out], str(tmp_path), *words[out + 1 :])
+    assert code == 0
+    with (EXAMPLE / "capacity.csv").open() as old, (tmp_path / "capacity.csv").open() as new:
+        committed, today = list(csv.reader(old)), list(csv.reader(new))
+    assert len(committed) == len(today) == 11 and committed[0] == today[0]
+    for before, after in zip(committed[1:], today[1:], strict=True):
+        assert [number(text) for text in before] == [
+            value if isinstance(value, str) else pytest.approx(value, rel=1e-9)
+            for value in map(number, after)
+        ]
+
+
+def number(text):
+    """A figure as such: another machine may round its last digit otherwise."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def test_a_type_without_a_price_has_no_cost(capsys):
     argv = [*QUICK, "--tokens", "1B", "--price", "l40s=1"]
     document = plan_of(capsys, *argv)
@@ -188,6 +289,10 @@ def test_files_are_written_where_asked_and_only_over_their_own_kind(capsys, tmp_
         code, _, err = run(capsys, *small, "--out", str(out))
         assert code == 0 and "capacity.csv and" in err
     assert {path.name for path in out.iterdir()} == {"capacity.csv", "capacity.html"}
+    header, _, rest = (out / "capacity.csv").read_text().partition("\n")
+    older = header.replace("within_budget,tokens_in_deadline,", "")
+    (out / "capacity.csv").write_text(f"{older}\n{rest}")
+    assert older != header and run(capsys, *small, "--out", str(out))[0] == 0
     for name in ("capacity.csv", "capacity.html"):
         (out / name).write_text("my own notes")
         code, stdout, err = run(capsys, *small, "--out", str(out))
@@ -239,7 +344,7 @@ def test_nothing_fits_names_the_closest_cell(capsys):
 
 def test_without_tokens_or_budget(capsys):
     code, _, err = run(capsys, *BASE)
-    assert code == 2 and "--tokens 10B, or --budget" in err
+    assert code == 2 and "--tokens 10B, or --budget or --deadline" in err
 
 
 @pytest.mark.parametrize("flag", [["--gpus", "1,zero"], ["--gpus", ""], ["--budget", "free"]])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ import pytest
 from autotune.capacity import calibrate
 from autotune.errors import AutotuneError
 from autotune.memory.estimate import framework_bytes
-from autotune.plan import Engine
+from autotune.plan import Engine, Plan
 from autotune.planner import estimate_plan, rank_plans
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import load_strategies
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Lora, Workload
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 from tests.unit.test_capacity import plan_of, run
@@ -39,8 +40,10 @@ def record(estimate, speed=1.0, memory=1.0, **changes):
         "message": "",
         "plan": estimate.plan.to_dict(),
         "tokens_per_s": estimate.time.tokens_per_s * speed,
+        "step_s": estimate.time.step_s / speed,
         "peak_reserved_bytes": round((total - outside) * memory),
         "predicted_bytes": total,
+        "predicted_step_s": estimate.time.step_s,
         "predicted_tokens_per_s": estimate.time.tokens_per_s,
     }
     return TrialRecord(**values | changes)
@@ -88,7 +91,8 @@ def factors_of(records, **changes):
         records,
         model=MODEL,
         workload=WORKLOAD,
-        gpu_types={"h100-sxm": ["H100 80GB HBM3"], "a100-80gb": ["A100-SXM4-80GB"]},
+        gpu_types={"h100-sxm": "h100", "a100-80gb": "a100-80gb"},
+        nvml_names={"h100-sxm": ["H100 80GB HBM3"], "a100-80gb": ["A100-SXM4-80GB"]},
     )
 
 
@@ -98,7 +102,7 @@ def test_factors_are_medians_by_engine(estimates):
         *(record(e, speed) for e, speed in zip(fsdp, (0.5, 0.8, 0.9), strict=False)),
         record(ddp[0], 0.4, memory=1.2),
         record(ddp[1], 0.1, outcome=Outcome.THRASH),  # did not run to a valid end
-        record(ddp[1], 0.1, tokens_per_s=None),
+        record(ddp[1], 0.1, step_s=None),
         record(ddp[1], 0.1, plan={"engine": "of tomorrow"}),
     ]
     found = factors_of(records)
@@ -123,6 +127,51 @@ def test_applied_to_the_very_plan_it_gives_the_measurement(estimates):
     assert corrected.memory.instants[corrected.memory.peak_instant] == pytest.approx(
         corrected.memory.total_bytes, abs=16
     )
+
+
+def test_tokens_without_a_label_are_no_slowness(estimates):
+    """Half of the positions are masked: labelled tokens/s is half, the step takes as predicted."""
+    estimate = estimates[Engine.FSDP2][0]
+    masked = record(estimate, tokens_per_s=estimate.time.tokens_per_s / 2)
+    assert factors_of([masked]).overall.tokens_per_s == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_the_study_predicted_is_not_asked(estimates, missing):
+    """It was another version's, or that of a stand-in GPU; the cells use today's."""
+    estimate = estimates[Engine.FSDP2][0]
+    older = {
+        "predicted_bytes": None if missing else 7 * estimate.memory.total_bytes,
+        "predicted_step_s": None if missing else estimate.time.step_s / 5,
+        "predicted_tokens_per_s": None if missing else estimate.time.tokens_per_s * 5,
+    }
+    found = factors_of([record(estimate, 0.8, memory=1.1, **older)]).overall
+    assert found.tokens_per_s == pytest.approx(0.8)
+    assert found.memory == pytest.approx(1.1, rel=1e-6)
+
+
+def test_trials_are_predicted_with_the_study_s_own_workload(estimates):
+    """At 512 tokens a step is shorter by itself: that is no factor for 2,048."""
+    workload = WORKLOAD.model_copy(update={"seq_len": 512})
+    plan = estimates[Engine.FSDP2][0].plan
+    short = estimate_plan(MODEL, workload, plan, HARDWARE)
+    own = {"workload": workload.model_dump(mode="json") | {"of_tomorrow": 1}}
+    assert factors_of([record(short, 0.8)], **own).overall.tokens_per_s == pytest.approx(0.8)
+
+
+def test_a_study_s_machine_is_one_node_whatever_its_size(estimates):
+    """12 H100 in one machine: no cluster the catalogue knows, and measured all the same."""
+    plan = replace(estimates[Engine.FSDP2][0].plan, dp_shard=12)
+    machine = load_hardware("h100", 12, one_node=True)
+    assert (machine.num_nodes, machine.gpus_per_node) == (1, 12)
+    estimate = estimate_plan(MODEL, WORKLOAD, plan, machine)
+    assert factors_of([record(estimate, 0.8)]).overall.tokens_per_s == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("workload", [None, "text", {}, {"seq_len": "long"}])
+def test_a_study_that_does_not_say_its_workload(estimates, workload):
+    with pytest.raises(AutotuneError, match="does not say which workload"):
+        factors_of([record(estimates[Engine.DDP][0])], workload=workload)
 
 
 def test_memory_decides_anew_what_fits(estimates):
@@ -166,6 +215,37 @@ def test_another_workload_is_said(capsys, write, estimates):
     assert any("seq_len 512 there, 2048 here" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "fp32"}, "precision fp32 there, bf16 here"),
+        ({"packing": False}, "packing off there, on here"),
+        ({"adapter": {"r": 8}}, "adapter r=8 dropout=0 on q_proj,.* there, none here"),
+    ],
+)
+def test_a_study_of_other_kernels_is_refused(estimates, changes, words):
+    """A factor of fp32, adapter or unpacked kernels says nothing about those asked about."""
+    workload = WORKLOAD.model_dump(mode="json") | changes
+    with pytest.raises(AutotuneError, match=f"{words}.* would correct no cell"):
+        factors_of([record(estimates[Engine.DDP][0])], workload=workload)
+
+
+def test_the_scale_of_an_adapter_changes_no_kernel(estimates):
+    lora = WORKLOAD.model_copy(update={"adapter": Lora(r=8, alpha=16)})
+    plan = estimates[Engine.FSDP2][0].plan
+    study = contract(workload=lora.model_dump(mode="json"))
+    found = calibrate(
+        "study",
+        study,
+        [record(estimate_plan(MODEL, lora, plan, HARDWARE), 0.8)],
+        model=MODEL,
+        workload=lora.model_copy(update={"adapter": Lora(r=8, alpha=64)}),
+        gpu_types={"h100-sxm": "h100"},
+        nvml_names={"h100-sxm": []},
+    )
+    assert found.overall.tokens_per_s == pytest.approx(0.8) and found.notes == ()
+
+
 def test_a_table_says_calibrated(capsys, write, estimates):
     folder = write([record(estimates[Engine.DDP][0])])
     _, out, _ = run(capsys, *ARGV, "--calibrate", folder)
@@ -202,12 +282,15 @@ def test_a_study_without_a_measurement(estimates):
 
 def test_the_committed_study_of_cpu_ranks(capsys):
     """Factors worked out from its lines alone, and what the cells come to with them."""
+    model, hardware = load_model("tiny-qwen3"), load_hardware("cpu", 2)
+    workload = Workload(seq_len=256, global_batch_size=8)
     lines = (DEMO / "trials.jsonl").read_text().splitlines()
     ran = [each for each in map(json.loads, lines) if each["outcome"] == "ok"]
+    plans = [(Plan.from_dict(each["plan"]), each["step_s"]) for each in ran]
     ratios = sorted(
-        each["tokens_per_s"] / each["predicted_tokens_per_s"]
-        for each in ran
-        if each["plan"]["engine"] == "fsdp2"
+        estimate_plan(model, workload, plan, hardware).time.step_s / seconds
+        for plan, seconds in plans
+        if plan.engine is Engine.FSDP2
     )
     half = len(ratios) // 2
     middle = ratios[half] if len(ratios) % 2 else math.sqrt(ratios[half - 1] * ratios[half])

@@ -16,6 +16,14 @@ def test_nodes_of_eight():
         load_hardware("h100-sxm", 12)
 
 
+@pytest.mark.parametrize(("count", "share"), [(1, 1 / 8), (2, 1 / 4), (6, 3 / 4), (8, 1), (16, 1)])
+def test_gpus_of_a_part_of_a_node_have_their_share_of_its_host(count, share):
+    """The catalogue's l40s: 8 in a node with 1,536 GiB at 409 GB/s."""
+    hardware = load_hardware("l40s", count)
+    assert hardware.host_memory_bytes == int(1536 * GIB * share)
+    assert hardware.host_bytes_per_s == pytest.approx(409e9 * share)
+
+
 def test_memory_limit_lowers_and_never_raises():
     assert load_hardware("h100", 1, 10 * GIB).gpu.memory_bytes == 10 * GIB
     assert load_hardware("h100", 1, 500 * GIB).gpu.memory_bytes < 80 * GIB
@@ -77,6 +85,9 @@ def test_detects_by_nvml(monkeypatch):
     hardware = detect_hardware(2, "cuda")
     assert hardware.gpu.name == "h100-sxm" and hardware.num_gpus == 2
     assert hardware.gpu.memory_bytes == 70 * GIB
+    # Two of its GPUs are used; the host is the machine's, all of it.
+    assert hardware.host_memory_bytes == detect_hardware(1, "cpu").host_memory_bytes
+    assert hardware.host_bytes_per_s == load_hardware("h100", 8).host_bytes_per_s
 
 
 @pytest.mark.parametrize(

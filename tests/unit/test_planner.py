@@ -101,7 +101,7 @@ def test_nothing_fits_names_the_closest_and_the_gap():
 
 def test_host_memory_can_be_what_misses():
     small = load_hardware("a100-40gb", 1)
-    with pytest.raises(NothingFitsError, match="host memory on each node"):
+    with pytest.raises(NothingFitsError, match="host memory for a node's GPUs"):
         rank(load_model("llama-3.1-70b"), hardware=small)
 
 

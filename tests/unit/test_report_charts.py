@@ -36,14 +36,23 @@ def test_front_is_the_pareto_front_in_order_of_memory(tmp_path):
     assert line["x"] == sorted(line["x"]) and len(line["x"]) > 1
 
 
-def test_speed_is_compared_with_its_prediction_beside_the_identity_line(tmp_path):
-    record = make_record(make_plan(), step_s=2.0, predicted_tokens_per_s=20_000.0)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_step_time_is_compared_with_its_prediction_beside_the_identity_line(tmp_path, recorded):
+    """Not tokens/s: measured ones have a label, and here a quarter of the positions has one."""
+    step = {"predicted_step_s": 1.6} if recorded else {"predicted_step_s": None}
+    record = make_record(
+        make_plan(),
+        step_s=2.0,
+        tokens_per_s=64 * 512 / 4 / 2.0,
+        predicted_tokens_per_s=64 * 512 / 1.6,
+        **step,
+    )
     chart = _charts(tmp_path, [record])["speed"]
     mark = _trace(chart, "zero2")
-    assert (mark["x"], mark["y"]) == ([20_000.0], [record.tokens_per_s])
+    assert (mark["x"], mark["y"]) == ([1.6], [2.0])
     line = _trace(chart, "predicted = measured")
-    assert line["x"] == line["y"] == [record.tokens_per_s, 20_000.0]
-    assert "Median absolute error 22%" in chart.summary
+    assert line["x"] == line["y"] == [1.6, 2.0]
+    assert "Median absolute error 20%" in chart.summary
 
 
 def test_timeline_has_a_bar_a_launch_and_a_mark_a_trial_by_outcome(tmp_path):

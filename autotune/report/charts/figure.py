@@ -23,7 +23,7 @@ Figure = dict[str, Any]
 NUM_SERIES = 8
 MAX_MARKS = 600
 """Configurations a chart draws: an SVG with thousands of marks is slow to draw and to hover."""
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ def strategy_styles(study: Study) -> list[tuple[str, str, str]]:
         (
             name,
             f"@s{index % NUM_SERIES}",
-            _SYMBOLS[(index + index // NUM_SERIES) % len(_SYMBOLS)],
+            SYMBOLS[(index + index // NUM_SERIES) % len(SYMBOLS)],
         )
         for index, name in enumerate(names)
     ]

@@ -89,28 +89,46 @@ def memory_prediction_chart(study: Study) -> Chart | None:
 
 
 def speed_prediction_chart(study: Study) -> Chart | None:
-    """Tokens a second, predicted against measured."""
-    ran = [r for r in standings(study.records) if r.predicted_tokens_per_s and r.tokens_per_s]
-    pairs = [(r.predicted_tokens_per_s or 0.0, r.tokens_per_s or 0.0) for r in ran]
-    error = prediction_error(pairs)
+    """Seconds of a step, predicted against measured.
+
+    Not tokens a second: measured ones count tokens with a label, predicted ones all of them.
+    """
+    ran = [r for r in standings(study.records) if _predicted_step_s(study, r) and r.step_s]
+
+    def predicted(record: TrialRecord) -> float:
+        return _predicted_step_s(study, record) or 0.0
+
+    def measured(record: TrialRecord) -> float:
+        return record.step_s or 0.0
+
+    error = prediction_error((predicted(r), measured(r)) for r in ran)
     if error is None:
         return None
-    values = [value for pair in pairs for value in pair]
-    figure = layout("predicted tokens/s", "measured tokens/s")
+    values = [value for r in ran for value in (predicted(r), measured(r))]
+    figure = layout("predicted step (s)", "measured step (s)")
     if max(values) / min(values) > _LOG_FROM_RATIO:
         for axis in ("xaxis", "yaxis"):
             figure[axis]["type"] = "log"
     drawn, thinning = thinned(ran)
-    marks = by_strategy(
-        study, drawn, lambda r: r.predicted_tokens_per_s or 0.0, lambda r: r.tokens_per_s or 0.0
-    )
+    marks = by_strategy(study, drawn, predicted, measured)
     return Chart(
         key="speed",
-        title="Tokens/s: predicted against measured",
-        summary=f"{_error_words(error)} Below the line it ran slower than predicted. Hollow marks "
+        title="Step time: predicted against measured",
+        summary=f"{_error_words(error)} Above the line it ran slower than predicted. Hollow marks "
         f"are composed from measured parts.{thinning}",
         figure={"data": [identity_line(values), *marks], "layout": figure},
     )
+
+
+def _predicted_step_s(study: Study, record: TrialRecord) -> float | None:
+    """Return the predicted seconds of a step, from predicted tokens a second where need be."""
+    if record.predicted_step_s or not record.predicted_tokens_per_s:
+        return record.predicted_step_s
+    workload = study.section("workload")
+    seq_len, batch = workload.get("seq_len"), workload.get("global_batch_size")
+    if not isinstance(seq_len, int) or not isinstance(batch, int):
+        return None
+    return seq_len * batch / record.predicted_tokens_per_s
 
 
 def _error_words(error: PredictionError) -> str:
