@@ -87,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the cells and the answers; write the files asked for."""
     from autotune.capacity import Question, find_answers, make_cells
-    from autotune.report.capacity_files import check_targets
+    from autotune.report.capacity_files import COLUMNS, GENERATOR
+    from autotune.report.files import Target, check_targets
     from autotune.spec.model import load_model
     from autotune.spec.strategy import load_strategies
 
@@ -112,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
             f"{','.join(f'{name}=PRICE' for name in unpriced)}, of one GPU and hour."
         )
     csv_path, html_path = _targets(args)
-    check_targets([path for path in (csv_path, html_path) if path])
+    kinds = (("--csv", csv_path, ",".join(COLUMNS)), ("--html", html_path, GENERATOR))
+    check_targets([Target(flag=flag, path=path, mark=mark) for flag, path, mark in kinds if path])
     calibration = _calibration(args.calibrate, question, types) if args.calibrate else None
     cells = make_cells(
         question,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from autotune.capacity import Answers, Calibration, Cell, Question
 from autotune.report import capacity_words as words
 from autotune.report.capacity_charts import build_charts
 from autotune.report.capacity_files import GENERATOR
+from autotune.report.files import write_whole
 from autotune.report.html import _policy, _script_json
 from autotune.spec.hardware import HardwareSpec
 from autotune.units import format_bytes
@@ -78,9 +78,7 @@ def write_page(
 ) -> None:
     """Write the page; it appears whole or not at all."""
     text = _render(question, cells, _build(question, cells, answers, calibration, workload))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text)
 
 
 def _render(question: Question, cells: Sequence[Cell], page: Page) -> str:

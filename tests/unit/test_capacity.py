@@ -197,7 +197,7 @@ def test_files_are_written_where_asked_and_only_over_their_own_kind(capsys, tmp_
     code, _, err = run(capsys, *small, "--csv", str(tmp_path / "no" / "c.csv"))
     assert code == 2 and "no folder" in err
     same = str(tmp_path / "same")
-    assert "two files" in run(capsys, *small, "--csv", same, "--html", same)[2]
+    assert "Give two names" in run(capsys, *small, "--csv", same, "--html", same)[2]
     assert "is a folder" in run(capsys, *small, "--csv", str(tmp_path))[2]
 
 
