@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         memory_limit_bytes=memory_limit_from(args),
         calibration=calibration,
     )
+    _check_figures(cells)
     answers = find_answers(question, cells)
     written = _write(csv_path, html_path, question, cells, answers, calibration)
     if args.json:
@@ -225,6 +226,17 @@ def _targets(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
             f"--out {args.out} cannot be made: {error.strerror}. Give a folder."
         ) from error
     return args.csv or args.out / CSV_FILE, args.html or args.out / HTML_FILE
+
+
+def _check_figures(cells: Sequence[Cell]) -> None:
+    """Refuse a question whose sums no number holds: JSON has no word for them."""
+    for cell in cells:
+        for name, value in cell.to_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise AutotuneError(
+                    f"{name} of {cell.describe()} is too large for a number. Ask for fewer "
+                    "--tokens or a smaller --budget, at a --price that is one."
+                )
 
 
 def _calibration(folder: Path, question: Question, types: dict[str, str]) -> Calibration:
