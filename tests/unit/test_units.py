@@ -34,4 +34,4 @@ def test_what_no_number_holds_is_refused(parse, text, value):
     """300 digits are a number, and times a million million they are none."""
     assert parse(text) == value
     with pytest.raises(AutotuneError, match="is not a"):
-        parse("9" * 308 + text[-1])
+        parse("9" * 308 + text.lstrip("1.5"))
