@@ -36,10 +36,11 @@ def parse_duration_s(text: str) -> float:
 
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, examples: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    readable = match and match[2].lower() in units and 0 < float(match[1]) < math.inf
-    if not match or not readable:
-        raise AutotuneError(f"{text!r} is not {what}. Write it as {examples}.")
-    return float(match[1]) * units[match[2].lower()]
+    if match and match[2].lower() in units:
+        value = float(match[1]) * units[match[2].lower()]
+        if 0 < value < math.inf:
+            return value
+    raise AutotuneError(f"{text!r} is not {what}. Write it as {examples}.")
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -91,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the cells and the answers; write the files asked for."""
     from autotune.capacity import Question, find_answers, make_cells
-    from autotune.report.capacity_files import check_targets
+    from autotune.report.capacity_files import CSV_MARK, GENERATOR
+    from autotune.report.files import Target, check_targets
     from autotune.spec.model import load_model
     from autotune.spec.strategy import load_strategies
 
@@ -119,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
             f"{','.join(f'{name}=PRICE' for name in unpriced)}, of one GPU and hour."
         )
     csv_path, html_path = _targets(args)
-    check_targets([path for path in (csv_path, html_path) if path])
+    kinds = (("--csv", csv_path, CSV_MARK), ("--html", html_path, GENERATOR))
+    check_targets([Target(flag=flag, path=path, mark=mark) for flag, path, mark in kinds if path])
     calibration = _calibration(args.calibrate, question, types) if args.calibrate else None
     cells = make_cells(
         question,
@@ -129,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         memory_limit_bytes=memory_limit_from(args),
         calibration=calibration,
     )
+    _check_figures(cells)
     answers = find_answers(question, cells)
     written = _write(csv_path, html_path, question, cells, answers, calibration)
     if args.json:
@@ -230,6 +233,17 @@ def _targets(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
             f"--out {args.out} cannot be made: {error.strerror}. Give a folder."
         ) from error
     return args.csv or args.out / CSV_FILE, args.html or args.out / HTML_FILE
+
+
+def _check_figures(cells: Sequence[Cell]) -> None:
+    """Refuse a question whose sums no number holds: JSON has no word for them."""
+    for cell in cells:
+        for name, value in cell.to_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise AutotuneError(
+                    f"{name} of {cell.describe()} is too large for a number. Ask for fewer "
+                    "--tokens or a smaller --budget, at a --price that is one."
+                )
 
 
 def _calibration(folder: Path, question: Question, types: dict[str, str]) -> Calibration:

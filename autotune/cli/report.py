@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 COMPARISON = "comparison"
 """Name of a comparison's files, without their suffix."""
-_STUDY_FILES = ("study.json", "trials.jsonl", "summary.json", "best.yml", "study.journal")
-"""What a report cannot write again from the rest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,40 +56,36 @@ def run(args: argparse.Namespace) -> int:
             f"Two second studies: {args.second} and --compare {args.compare}. Give one of them."
         )
     second = args.second or args.compare
-    _check_paths(args)
     return _report_one(args) if second is None else _report_two(args, second)
 
 
-def _check_paths(args: argparse.Namespace) -> None:
-    for flag, path in (("--csv", args.csv), ("--html", args.html)):
-        if path is not None and path.is_dir():
-            raise AutotuneError(f"{flag} {path} is a folder. Give the name of a file.")
+def _check_targets(
+    args: argparse.Namespace, csv_path: Path, html_path: Path, csv_mark: str
+) -> None:
+    from autotune.report.files import Target, check_targets
+    from autotune.report.html import GENERATOR
 
-
-def _check_targets(csv_path: Path, html_path: Path, *studies: Path) -> None:
-    """Refuse to write both into one file, or over what a search wrote and cannot write again."""
-    if csv_path.resolve() == html_path.resolve():
-        raise AutotuneError(f"The table and the page would both be {csv_path}. Give two names.")
-    kept = {(study / name).resolve() for study in studies for name in _STUDY_FILES}
-    for path in (csv_path, html_path):
-        if path.resolve() in kept:
-            raise AutotuneError(
-                f"{path} is a file of the study itself; it was left as it is. Give another name."
-            )
+    # Where no flag names the file it is one of the study's folder, ours whatever it holds.
+    check_targets(
+        [
+            Target(flag="--csv", path=csv_path, mark=csv_mark if args.csv else None),
+            Target(flag="--html", path=html_path, mark=GENERATOR if args.html else None),
+        ]
+    )
 
 
 def _report_one(args: argparse.Namespace) -> int:
     # Here, so that `autotune --help` does not pay for rich and jinja2.
     from autotune.cli.tables import make_console
     from autotune.report.console import print_result
-    from autotune.report.csv import write_csv
+    from autotune.report.csv import CSV_MARK, write_csv
     from autotune.report.html import write_html
     from autotune.report.study import load_study
 
     study = load_study(args.study)
     csv_path = args.csv or study.folder.csv_file
     html_path = args.html or study.folder.html_file
-    _check_targets(csv_path, html_path, args.study)
+    _check_targets(args, csv_path, html_path, CSV_MARK)
     _write(write_csv, study, csv_path)
     _write(write_html, study, html_path)
     if args.json:
@@ -105,13 +99,17 @@ def _report_two(args: argparse.Namespace, second: Path) -> int:
     from autotune.cli.tables import make_console
     from autotune.report.compare import compare, to_document
     from autotune.report.compare_console import print_comparison
-    from autotune.report.compare_page import write_comparison, write_comparison_csv
+    from autotune.report.compare_page import (
+        CSV_MARK,
+        write_comparison,
+        write_comparison_csv,
+    )
     from autotune.report.study import load_study
 
     comparison = compare(load_study(args.study), load_study(second))
     csv_path = args.csv or args.study / f"{COMPARISON}.csv"
     html_path = args.html or args.study / f"{COMPARISON}.html"
-    _check_targets(csv_path, html_path, args.study, second)
+    _check_targets(args, csv_path, html_path, CSV_MARK)
     _write(write_comparison_csv, comparison, csv_path)
     _write(write_comparison, comparison, html_path)
     if args.json:

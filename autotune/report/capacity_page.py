@@ -12,8 +12,8 @@ from autotune.capacity import Answers, Calibration, Cell, Question
 from autotune.report import capacity_words as words
 from autotune.report.capacity_charts import build_charts
 from autotune.report.capacity_files import GENERATOR
+from autotune.report.files import write_whole
 from autotune.report.html import render_page
-from autotune.report.html import write_page as write_text
 from autotune.report.table import Cell as TableCell
 from autotune.report.table import Column, Row, Table
 from autotune.spec.hardware import HardwareSpec
@@ -73,7 +73,7 @@ def write_page(
         page=page,
         generator=GENERATOR,
     )
-    write_text(text, path)
+    write_whole(path, text)
 
 
 def _build(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
 
 from autotune.report import words
@@ -11,9 +11,12 @@ from autotune.report.charts.figure import strategy_of
 from autotune.report.charts.pairs import pairs_chart
 from autotune.report.compare import Comparison, Pair, sentences, to_document, warning
 from autotune.report.compare_console import KIND_TITLES, pair_texts
-from autotune.report.html import render_page, write_page
+from autotune.report.files import write_whole
+from autotune.report.html import render_page
 from autotune.report.table import Cell, Column, Row, Table
 
+CSV_MARK = "plan_id,configuration,outcome_first,"
+"""How the header of the table begins."""
 _CSV_COLUMNS = (
     "plan_id", "configuration", "outcome_first", "outcome_second", "tokens_per_s_first",
     "tokens_per_s_second", "ratio", "noise", "verdict", "memory_bytes_first", "memory_bytes_second",
@@ -38,30 +41,29 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         table=table,
         notes=[*comparison.first.notes, *comparison.second.notes],
     )
-    write_page(text, path)
+    write_whole(path, text)
 
 
 def write_comparison_csv(comparison: Comparison, path: Path) -> None:
     """Write one row a plan that both studies tried; an empty cell was not measured."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_CSV_COLUMNS)
-        for entry, pair in zip(to_document(comparison)["plans"], comparison.pairs, strict=True):
-            writer.writerow(
-                [
-                    entry["plan_id"],
-                    words.plan_name(entry["plan"]),
-                    *entry["outcomes"],
-                    *entry["tokens_per_s"],
-                    entry["ratio"],
-                    entry["noise"],
-                    entry["verdict"],
-                    words.memory_bytes(pair.first),
-                    words.memory_bytes(pair.second),
-                ]
-            )
-    os.replace(temporary, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for entry, pair in zip(to_document(comparison)["plans"], comparison.pairs, strict=True):
+        writer.writerow(
+            [
+                entry["plan_id"],
+                words.plan_name(entry["plan"]),
+                *entry["outcomes"],
+                *entry["tokens_per_s"],
+                entry["ratio"],
+                entry["noise"],
+                entry["verdict"],
+                words.memory_bytes(pair.first),
+                words.memory_bytes(pair.second),
+            ]
+        )
+    write_whole(path, text.getvalue())
 
 
 def _table(comparison: Comparison) -> Table:

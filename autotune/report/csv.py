@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from autotune.plan import Plan
+from autotune.report.files import write_whole
 from autotune.report.study import Study
 from autotune.trial.record import TrialRecord
 
+CSV_MARK = "launch,plan_id,outcome,message,plan_"
+"""How its header begins."""
 _PLAN_KEYS = tuple(field.name for field in fields(Plan))
 
 
@@ -25,12 +28,11 @@ def write_csv(study: Study, path: Path) -> None:
     with ``float_precision="round_trip"``). The file appears whole or not at all.
     """
     plan_keys = _plan_keys(study.records)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns(plan_keys))
-        writer.writerows(_row(record, plan_keys) for record in study.records)
-    os.replace(temporary, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns(plan_keys))
+    writer.writerows(_row(record, plan_keys) for record in study.records)
+    write_whole(path, text.getvalue())
 
 
 def columns(plan_keys: Sequence[str] = _PLAN_KEYS) -> list[str]:

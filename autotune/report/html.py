@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,23 +12,19 @@ from typing import Any
 
 from autotune.report.answer import find_answer
 from autotune.report.charts import Chart, build_charts
+from autotune.report.files import write_whole
 from autotune.report.page import build_page
 from autotune.report.study import Study
 from autotune.report.table import Table
 
+GENERATOR = "autotune report"
+"""In the head of a page: what marks it as ours."""
 _TEMPLATES = files("autotune.report") / "templates"
 
 
 def write_html(study: Study, path: Path) -> None:
     """Write a study's page; it appears whole or not at all."""
-    write_page(render(study), path)
-
-
-def write_page(text: str, path: Path) -> None:
-    """Write a page; it appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, render(study))
 
 
 def render(study: Study) -> str:
@@ -43,7 +38,12 @@ def render(study: Study) -> str:
 
 
 def render_page(
-    template: str, *, charts: Sequence[Chart], tables: Sequence[Table], **values: Any
+    template: str,
+    *,
+    charts: Sequence[Chart],
+    tables: Sequence[Table],
+    generator: str = GENERATOR,
+    **values: Any,
 ) -> str:
     """Return a page made from a template that extends ``base.html.j2``.
 
@@ -74,6 +74,7 @@ def render_page(
         early_scripts=[Markup(script) for script in early],
         scripts=[Markup(script) for script in late],
         library=Markup(library),
+        generator=generator,
         policy=_policy([*early, *late, *filter(None, [library])]),
         **values,
     )

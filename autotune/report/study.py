@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from autotune.errors import AutotuneError
 from autotune.trial.record import TrialRecord
@@ -13,6 +15,16 @@ from autotune.trial.record import TrialRecord
 SCHEMA_VERSION = 1
 NOT_ENDED = ("", None, "still running", "interrupted")
 """What `stopped_because` holds before a stop rule of the search did."""
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_SUMMARY_KINDS: dict[str, Any] = {
+    "study": str | None,
+    "best": dict[str, Any] | None,
+    "stopped_because": str | None,
+    "rejected": list[dict[str, Any]] | None,
+    "launches": int | None,
+    "elapsed_s": Annotated[float, Field(ge=0)] | None,
+}
+"""What the reports read of `summary.json`; the rest of it they take from the records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +175,21 @@ def _read_contract(folder: StudyFolder) -> dict[str, Any]:
             f"{folder.contract_file} has schema_version {version!r}, this autotune reads "
             f"{SCHEMA_VERSION}. Use the version of autotune that wrote it."
         )
+    _check_contract(folder, contract)
     return contract
+
+
+def _check_contract(folder: StudyFolder, contract: dict[str, Any]) -> None:
+    """Refuse sizes that are none; every other value is shown as it is written."""
+    for path in ("memory_limit_bytes", "hardware.memory_bytes", "model.num_parameters"):
+        section, _, name = path.rpartition(".")
+        found = contract.get(section) if section else contract
+        size = found.get(name) if isinstance(found, dict) else None
+        if size is not None and (type(size) is not int or not 0 < size < 2**63):
+            raise AutotuneError(
+                f"{folder.contract_file}: {path} is {str(size)[:40]!r}, which is no such number. "
+                "Restore it or search again in another --out."
+            )
 
 
 def _listing(path: Path, most: int = 8) -> str:
@@ -187,10 +213,11 @@ def _read_records(path: Path) -> tuple[list[TrialRecord], list[str]]:
             values = json.loads(line, parse_constant=lambda _: None)
             records.append(TrialRecord.from_dict(values))
         except (ValueError, TypeError, KeyError, AttributeError):
-            # Broken JSON or UTF-8, a JSON value that is no object, a missing or unknown field.
+            # Broken JSON or UTF-8, a JSON value that is no object, a missing field, a value that
+            # no trial can have written.
             notes.append(
                 f"{path.name} line {number} is not a whole record ({len(line)} bytes) and is "
-                "left out; a search that was killed leaves such a line."
+                "left out; a search that was killed leaves such a line, or an edit by hand."
             )
     return records, notes
 
@@ -204,4 +231,11 @@ def _read_summary(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{path.name} cannot be read ({error}); the answer is from the records alone."]
     if not isinstance(summary, dict):
         return {}, [f"{path.name} is not an object; the answer is from the records alone."]
-    return summary, []
+    notes = []
+    for name, kind in _SUMMARY_KINDS.items():
+        try:
+            TypeAdapter(kind, config=_STRICT).validate_python(summary.get(name))
+        except ValueError:
+            del summary[name]
+            notes.append(f"{name} in {path.name} is not what a search writes and is left out.")
+    return summary, notes

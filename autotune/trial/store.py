@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from autotune.errors import AutotuneError
 from autotune.trial.record import TrialRecord
 
 RECORDS_FILE = "trials.jsonl"
@@ -54,8 +55,22 @@ class RecordStore:
 
 
 def read_records(path: Path) -> list[TrialRecord]:
-    """Read the records of a study; a half-written last line is left out."""
+    """Read the records of a study; a half-written last line is left out.
+
+    Raises:
+        AutotuneError: a whole line is no record.
+    """
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
-    return [TrialRecord.from_dict(json.loads(line)) for line in lines[:-1] if line]
+    return [_read(path, number, line) for number, line in enumerate(lines[:-1], 1) if line]
+
+
+def _read(path: Path, number: int, line: str) -> TrialRecord:
+    try:
+        return TrialRecord.from_dict(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise AutotuneError(
+            f"{path} line {number} is no record of a trial. Take that line out and its "
+            "configuration is measured again, or search in another --out."
+        ) from error

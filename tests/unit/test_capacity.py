@@ -302,7 +302,7 @@ def test_files_are_written_where_asked_and_only_over_their_own_kind(capsys, tmp_
     code, _, err = run(capsys, *small, "--csv", str(tmp_path / "no" / "c.csv"))
     assert code == 2 and "no folder" in err
     same = str(tmp_path / "same")
-    assert "two files" in run(capsys, *small, "--csv", same, "--html", same)[2]
+    assert "Give two names" in run(capsys, *small, "--csv", same, "--html", same)[2]
     assert "is a folder" in run(capsys, *small, "--csv", str(tmp_path))[2]
 
 
@@ -322,6 +322,14 @@ def test_files_are_written_where_asked_and_only_over_their_own_kind(capsys, tmp_
         (["--tokens", "10X"], 2, "'10X' is not a count. Write it as 500M, 10B or 1T"),
         (["--tokens", "0"], 2, "'0' is not a count"),
         (["--tokens", "9" * 400], 2, "is not a count"),
+        (["--tokens", "9" * 300 + "T"], 2, "is not a count"),
+        (["--memory-limit", "9" * 300 + "TB"], 2, "is not a size"),
+        (["--deadline", "9" * 306 + "d"], 2, "is not a duration"),
+        (
+            ["--budget", "1e308", "--price", "h100=1e-10,l40s=1", "--json"],
+            2,
+            "tokens_in_budget of 1 x h100-sxm is too large for a number",
+        ),
         (["--deadline", "soon"], 2, "'soon' is not a duration"),
         (["--budget", "500"], 2, "--budget needs a price for h100-sxm, l40s"),
         (["--calibrate", "nowhere"], 2, "nowhere: no such folder"),

@@ -28,6 +28,47 @@ REASONS = {
     "sparsity", "directions", "GPUs", "sockets", "channels", "bytes a transfer",
     "superchips a tray", "links to the 7 others",
 }  # fmt: skip
+# What no document states, worked out again from the reason each entry gives.
+DDR4_3200, DDR5_4800, DDR5_5600 = (8 * rate for rate in (3.2, 4.8, 5.6))  # GB/s a channel
+LIKE_DGX_H100 = {"host_memory_gib": 2 * 1024, "host_gb_per_s": 2 * 8 * DDR5_4800}
+LIKE_DGX_A100 = {"host_memory_gib": 1024, "host_gb_per_s": 2 * 8 * DDR4_3200}
+WORKSTATION = {
+    "nic_gb_per_s": 100 / 8 / 8,  # one 100 Gb/s card for 8 GPUs
+    "host_memory_gib": 512,
+    "host_gb_per_s": 8 * DDR4_3200,
+}
+ASSUMED = {
+    "b200": {"host_memory_gib": 2 * 1024},
+    "gb200": {
+        "memory_gib": (189471 - 728) / 1024,  # nvidia-smi's MiB less what torch does not see
+        "nic_gb_per_s": 400 / 8,
+    },
+    "mi300x": {"nic_gb_per_s": 400 / 8, **LIKE_DGX_H100},
+    "h100-pcie": {"nic_gb_per_s": 400 / 8 / 2, **LIKE_DGX_H100},  # one card for two GPUs
+    "h100-nvl": {"nic_gb_per_s": 400 / 8 / 2, **LIKE_DGX_H100},
+    "a100-80gb-pcie": {"nic_gb_per_s": 200 / 8 / 2, **LIKE_DGX_A100},
+    "a100-40gb-pcie": {"nic_gb_per_s": 200 / 8 / 2, **LIKE_DGX_A100},
+    "l40s": {"host_gb_per_s": 2 * 8 * DDR4_3200},
+    "l4": {"host_gb_per_s": 2 * 8 * DDR4_3200},
+    "a10g": {"host_gb_per_s": 2 * 8 * DDR4_3200},
+    "t4": {"host_gb_per_s": 2 * 6 * 8 * 2.933},  # two sockets of 6 channels of DDR4-2933
+    "rtx-3090": WORKSTATION,
+    "rtx-4090": WORKSTATION,
+    "rtx-5090": WORKSTATION,
+    "rtx-6000-ada": WORKSTATION,
+    # Both cards show 97887 MiB; torch states 94.97 GiB of the Server Edition's.
+    "rtx-pro-6000": {**WORKSTATION, "memory_gib": 94.97},
+    "rtx-pro-6000-server": {
+        "tflops.bf16": 1000 / 2,  # 1 PFLOP with sparsity
+        "tflops.fp16": 1000 / 2,
+        "host_gb_per_s": 2 * 8 * DDR5_5600,
+    },
+}
+# Rate of the tensor cores, accumulating in fp32, over that of the CUDA cores: a GeForce's is half
+# a workstation card's. For entries that have no other rate to be compared with.
+TENSOR_OVER_CUDA = {
+    "a10g": 2, "rtx-3090": 2, "t4": 8, "rtx-pro-6000": 4, "rtx-pro-6000-server": 4,
+}  # fmt: skip
 
 
 def dimension(figure):
@@ -126,6 +167,47 @@ def test_entry_makes_hardware(name):
     # Order of the hierarchy: memory over the link over the bus over the network card's share.
     assert gpu.hbm_bytes_per_s > hardware.intra_node.bytes_per_s >= gpu.host_link.bytes_per_s
     assert gpu.host_link.bytes_per_s > entry.nic_gb_per_s * 1e9
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_hardware_has_the_entrys_figures_in_base_units(name):
+    entry = ENTRIES[name]
+    nodes = (entry.link_domain_gpus or 0) // entry.gpus_per_node + 2  # past what the link reaches
+    hardware = load_hardware(name, nodes * entry.gpus_per_node)
+    gpu = hardware.gpu
+    assert gpu.memory_bytes == int(entry.memory_gib * 2**30)
+    assert gpu.hbm_bytes_per_s == entry.hbm_tb_per_s * 1e12
+    rates = {dtype: entry.tflops[dtype] * 1e12 for dtype in {"bf16", "fp32"} & entry.tflops.keys()}
+    assert gpu.peak_flops == rates
+    assert hardware.intra_node.bytes_per_s == entry.link_gb_per_s * 1e9
+    assert hardware.inter_node.bytes_per_s == entry.nic_gb_per_s * 1e9
+    assert gpu.host_link.bytes_per_s == entry.host_link_gb_per_s * 1e9
+    assert hardware.host_memory_bytes == int(entry.host_memory_gib * 2**30)
+    assert hardware.host_bytes_per_s == entry.host_gb_per_s * 1e9
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_rates_stand_to_each_other_as_their_formats_do(name):
+    """A sparse rate read as a dense one is twice what the others come to, whatever is quoted."""
+    rates = ENTRIES[name].tflops
+    half = rates["fp16"]
+    expected = {"bf16": half, "fp8": 2 * half, "tf32": half / 2}
+    if not {"fp8", "tf32"} & rates.keys():
+        expected["fp32"] = half / TENSOR_OVER_CUDA[name]
+    for dtype in expected.keys() & rates.keys():
+        assert rates[dtype] == pytest.approx(
+            expected[dtype], rel=0.015 if dtype != "fp32" else 0.05
+        )
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_assumed_figures_are_what_their_reasons_come_to(name):
+    entry, expected = ENTRIES[name], ASSUMED.get(name, {})
+    assert entry.assumed.keys() == expected.keys()
+    for figure, value in expected.items():
+        head, _, dtype = figure.partition(".")
+        own = entry.tflops[dtype] if dtype else getattr(entry, head)
+        assert own == pytest.approx(value, rel=3e-3), figure  # cut to whole GB/s
 
 
 def test_a_gb200_node_is_a_tray_and_its_link_the_racks():

@@ -64,6 +64,72 @@ ACTIVE = {
     "gpt-oss-120b": 5.13,
 }
 
+# What the published config.json state and no parameter count depends on: window, RoPE's base (of
+# Gemma 3 in full and in windowed layers), positions, RMSNorm's epsilon, and where RoPE is scaled
+# the positions before it. UNSURE: not known from the published file itself.
+UNSURE = object()
+QWEN3 = (None, 1e6, 40960, 1e-6, None)
+LLAMA3 = (None, 5e5, 131072, 1e-5, 8192)
+OLMO2 = (None, 5e5, 4096, 1e-6, None)
+GEMMA3_THETA = (1e6, 1e4)
+CONFIGS = {
+    "qwen3-0.6b": QWEN3,
+    "qwen3-1.7b": QWEN3,
+    "qwen3-4b": QWEN3,
+    "qwen3-8b": QWEN3,
+    "qwen3-14b": QWEN3,
+    "qwen3-32b": QWEN3,
+    "qwen3-30b-a3b": QWEN3,
+    "qwen3-235b-a22b": QWEN3,
+    "qwen2.5-0.5b": (32768, 1e6, 32768, 1e-6, None),
+    "qwen2.5-1.5b": (131072, 1e6, 131072, 1e-6, None),
+    "qwen2.5-3b": (32768, 1e6, 32768, 1e-6, None),
+    "qwen2.5-7b": (131072, 1e6, 131072, 1e-6, None),
+    "qwen2.5-14b": (131072, 1e6, 131072, 1e-5, None),
+    "qwen2.5-32b": (UNSURE, 1e6, 131072, 1e-5, None),
+    "qwen2.5-72b": (UNSURE, 1e6, 131072, 1e-5, None),
+    "llama-3.1-8b": LLAMA3,
+    "llama-3.1-70b": LLAMA3,
+    "llama-3.1-405b": LLAMA3,
+    "llama-3.2-1b": LLAMA3,
+    "llama-3.2-3b": LLAMA3,
+    "llama-3.3-70b": LLAMA3,
+    "mistral-7b-v0.1": (4096, 1e4, 32768, 1e-5, None),
+    "mistral-7b-v0.3": (None, 1e6, 32768, 1e-5, None),
+    "mixtral-8x7b": (None, 1e6, 32768, 1e-5, None),
+    "gemma-3-270m": (512, GEMMA3_THETA, 32768, 1e-6, None),
+    "gemma-3-1b": (512, GEMMA3_THETA, 32768, 1e-6, None),
+    "gemma-3-4b": (1024, GEMMA3_THETA, 131072, 1e-6, None),
+    "gemma-3-12b": (1024, GEMMA3_THETA, 131072, 1e-6, None),
+    "gemma-3-27b": (1024, GEMMA3_THETA, 131072, 1e-6, None),
+    "phi-4": (None, 250_000, 16384, 1e-5, None),
+    "phi-4-mini": (262144, 1e4, 131072, 1e-5, 4096),
+    "gpt-oss-20b": (128, 150_000, 131072, 1e-5, 4096),
+    "gpt-oss-120b": (128, 150_000, 131072, 1e-5, 4096),
+    "olmo-2-1b": OLMO2,
+    "olmo-2-7b": OLMO2,
+    "olmo-2-13b": OLMO2,
+    "olmo-2-32b": OLMO2,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_published_window_rope_positions_and_epsilon(name):
+    config = load_model(name).hf_config
+    rope = config["rope_parameters"]
+    theta = rope.get("rope_theta")
+    if theta is None:
+        theta = tuple(rope[f"{kind}_attention"]["rope_theta"] for kind in ("full", "sliding"))
+    own = (
+        config.get("sliding_window"),
+        theta,
+        config["max_position_embeddings"],
+        config["rms_norm_eps"],
+        rope.get("original_max_position_embeddings"),
+    )
+    for stated, published in zip(own, CONFIGS[name], strict=True):
+        assert published is UNSURE or stated == published
+
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameter_counts(name):
@@ -94,7 +160,7 @@ def test_published_active_parameters(name):
 def test_every_published_model_of_the_catalogue_is_checked():
     entries = read_catalogue("models").items()
     published = {key for key, entry in entries if {"hub", "config_of"} & entry.keys()}
-    assert published == {*PUBLISHED, *WITH_VISION}
+    assert published == {*PUBLISHED, *WITH_VISION} == CONFIGS.keys()
     assert {k for k in published if load_model(k).moe} == set(ACTIVE)
     assert all("summary" in entry for _, entry in entries if "hub" not in entry)
 

@@ -73,6 +73,25 @@ def test_timeline_has_a_bar_a_launch_and_a_mark_a_trial_by_outcome(tmp_path):
     assert "2026-01-31T12:00:00" < failed["x"][0] < "2026-01-31T12:00:40"
     assert failed["marker"]["symbol"] != _trace(chart, "ok")["marker"]["symbol"]
     assert chart.summary.startswith("2 launches")
+    # The first of the launch comes first, and the first strategy's row, drawn last, is on top.
+    assert _trace(chart, "ok")["x"][0] < failed["x"][0]
+    assert chart.figure["layout"]["yaxis"]["categoryarray"] == ["zero3", "zero2"]
+
+
+def test_launches_are_drawn_in_the_order_they_ran(tmp_path):
+    at = "2026-01-31T12:0{}:00+00:00"
+    plans = [make_plan(name) for name in ("zero3", "zero1", "zero2")]
+    records = [make_record(p, launch=n, started_at=at.format(n)) for n, p in enumerate(plans)]
+    starts = _trace(_charts(tmp_path, records)["timeline"], "launch")["x"][::3]
+    assert starts == [f"2026-01-31T12:0{number}:00" for number in range(3)]
+
+
+def test_steps_are_shown_around_their_median_fastest_on_top(tmp_path):
+    fast = make_record(make_plan("zero2"), step_s=2.0, step_times_s=(2.0, 1.0, 5.0))
+    slow = make_record(make_plan("zero3"), step_s=4.0, step_times_s=(4.0, 4.0, 8.0))
+    below, top = _charts(tmp_path, [fast, slow])["steps"].figure["data"]
+    assert top["x"] == [0.0, -50.0, 150.0] and below["x"] == [0.0, 0.0, 100.0]
+    assert top["name"].startswith("zero2") and below["name"].startswith("zero3")
 
 
 @pytest.mark.parametrize("started", ["", "yesterday"])
@@ -127,4 +146,5 @@ def test_thousands_of_marks_are_thinned_and_the_caption_says_so(tmp_path):
     assert f"{len(marks['x']):,} of {len(records):,} are drawn" in charts["memory"].summary
     # Slower is smaller here, so all are on the front: none of it may go.
     assert len(_trace(charts["throughput"], "Pareto front")["x"]) == len(records)
+    assert len(_trace(charts["throughput"], "zero2")["x"]) == len(records)
     assert "Every 3th launch" in charts["timeline"].summary

@@ -58,7 +58,7 @@ def test_json_of_a_killed_search_has_the_best_of_its_records(tmp_path, capsys):
 
 def test_unwritable_path_is_one_message(tmp_path):
     folder = write_study(tmp_path / "study")
-    with pytest.raises(AutotuneError, match=r"no/such/x\.csv cannot be written: No such file"):
+    with pytest.raises(AutotuneError, match=r"no/such/x\.csv cannot be written: no folder"):
         run_report(folder, "--csv", tmp_path / "no/such/x.csv")
 
 

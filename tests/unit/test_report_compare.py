@@ -12,6 +12,7 @@ from rich.console import Console
 
 from autotune.cli import report
 from autotune.errors import AutotuneError
+from autotune.report.charts.pairs import pairs_chart
 from autotune.report.compare import Verdict, compare, sentences, to_document, warning
 from autotune.report.compare_console import print_comparison
 from autotune.report.compare_page import write_comparison
@@ -47,6 +48,15 @@ def test_ratio_is_the_second_over_the_first_against_the_noise_of_both(tmp_path):
         "zero3": Verdict.SLOWER,
     }
     assert comparison.differences == () and warning(comparison) == ""
+
+
+def test_chart_has_the_first_study_across_and_the_second_upwards(tmp_path):
+    first, second = _records()[:1], _records(0.8)[:1]
+    line, marks = pairs_chart(_compared(tmp_path, first, second)).figure["data"]
+    assert (marks["x"], marks["y"]) == ([first[0].tokens_per_s], [second[0].tokens_per_s])
+    assert line["x"] == line["y"] == [first[0].tokens_per_s, second[0].tokens_per_s]
+    for axis, record in (("error_x", first[0]), ("error_y", second[0])):
+        assert marks[axis]["array"] == [pytest.approx(0.01 * record.tokens_per_s)]
 
 
 def test_verdict_is_the_same_whichever_study_comes_first(tmp_path):

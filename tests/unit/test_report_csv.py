@@ -49,7 +49,9 @@ def _record(row):
         if field.name == "plan":
             continue
         value = row[field.name]
-        values[field.name] = None if pd.isna(value) else value
+        # A column with an empty cell comes back as floats.
+        exact = int if str(field.type).startswith("_Count") else lambda same: same
+        values[field.name] = None if pd.isna(value) else exact(value)
     for name, kind in (("measured_accum_steps", int), ("step_times_s", float)):
         values[name] = [kind(part) for part in (values[name] or "").split(";") if part]
     values["predicted_verdict"] = values["predicted_verdict"] or None

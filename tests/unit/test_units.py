@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.units import format_bytes
+from autotune.errors import AutotuneError
+from autotune.units import format_bytes, parse_bytes, parse_count, parse_duration_s
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,14 @@ from autotune.units import format_bytes
 def test_no_size_but_zero_reads_as_zero(num_bytes, text):
     """`--memory-limit 10` means 10 bytes; a message that it is 0.0 MiB hides the mistake."""
     assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [(parse_count, "1.5T", 1.5e12), (parse_bytes, "2TB", 2e12), (parse_duration_s, "2d", 172800)],
+)
+def test_what_no_number_holds_is_refused(parse, text, value):
+    """300 digits are a number, and times a million million they are none."""
+    assert parse(text) == value
+    with pytest.raises(AutotuneError, match="is not a"):
+        parse("9" * 308 + text.lstrip("1.5"))

@@ -72,7 +72,7 @@ def _launches(records: Sequence[TrialRecord]) -> list[_Launch]:
     launches = []
     for number, group in sorted(groups.items()):
         start = _time(group[0].started_at)
-        if start is not None:
+        if start is not None and _ends(start, group[0].launch_s):
             launches.append(
                 _Launch(
                     number=number,
@@ -88,10 +88,19 @@ def _launches(records: Sequence[TrialRecord]) -> list[_Launch]:
 def _time(text: str) -> datetime | None:
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        # plotly reads a time with an offset as one of the reader's own zone.
+        return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+    except (ValueError, OverflowError):
         return None
-    # plotly reads a time with an offset as one of the reader's own zone.
-    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+
+
+def _ends(start: datetime, seconds: float | None) -> bool:
+    """Tell whether the calendar holds the end, which it does not past the year 9999."""
+    try:
+        start + timedelta(seconds=seconds or 0.0)
+    except OverflowError:
+        return False
+    return True
 
 
 def _bars(launches: Sequence[_Launch]) -> Figure:
