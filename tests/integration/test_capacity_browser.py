@@ -29,7 +29,8 @@ frame.onload = () => setTimeout(async () => {{
   // A chart is drawn when the reader comes near it.
   for (const chart of page.querySelectorAll(".chart")) {{
     chart.scrollIntoView();
-    await new Promise((done) => setTimeout(done, 400));
+    for (let wait = 0; wait < 50 && !chart.querySelector("svg.main-svg"); wait++)
+      await new Promise((done) => setTimeout(done, 200));
   }}
   {steps}
   found.textContent = JSON.stringify({{
@@ -88,7 +89,7 @@ def look(served, tmp_path):
                 CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
                 f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-                "--virtual-time-budget=10000", *flags, "--dump-dom", f"{address}/probe.html",
+                "--virtual-time-budget=40000", *flags, "--dump-dom", f"{address}/probe.html",
             ],
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip

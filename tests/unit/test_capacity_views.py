@@ -31,7 +31,7 @@ def cells_of(question):
 @pytest.mark.parametrize("question", [QUESTION, BUDGET])
 def test_each_column_shows_its_own_figure(question):
     cells = cells_of(question)
-    page = {column.name: column for column in capacity_page._columns(question)}
+    page = {column.name: column for column in capacity_page._values(question)}
     console = {column.header: column for column in capacity_console._columns(question)}
     for cell in cells:
         own = {
