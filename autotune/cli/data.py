@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from autotune.config.reading import read_text
 from autotune.errors import AutotuneError
 from autotune.spec.model.hub import is_hub_id
 from autotune.spec.training import DATASET_TYPES, DatasetSource
@@ -88,7 +89,7 @@ def dataset_from(args: argparse.Namespace) -> DatasetSource | None:
 def _template(given: str) -> dict[str, str]:
     path = Path(given).expanduser()
     if path.is_file():
-        return {"chat_template": "jinja", "chat_template_jinja": path.read_text(encoding="utf-8")}
+        return {"chat_template": "jinja", "chat_template_jinja": read_text(path)}
     return {"chat_template": given}
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from pydantic import ValidationError
 
 from autotune.config.keys import check_known, key_catalogue
+from autotune.config.reading import read_text
 from autotune.config.values import Section
 from autotune.errors import AutotuneError
 from autotune.spec.training import (
@@ -230,7 +231,7 @@ def _jinja(given: str | None, folder: Path) -> str | None:
         return given
     for path in (Path(given), folder / given):
         if os.path.isfile(path):  # unlike Path.is_file, false for a name too long to be one
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
     raise AutotuneError(
         f"chat_template_jinja: {given!r} is neither a template nor a file. Check the path."
     )

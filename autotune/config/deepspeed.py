@@ -43,6 +43,12 @@ _FIXED_ZERO: dict[str, object] = {
     "gather_16bit_weights_on_model_save": True,
 }
 # Neither speed, memory nor result: overlap follows from the device, and files rightly carry either.
+_QUIET = frozenset({
+    "comet", "comms_logger", "csv_monitor", "deepspeed_version", "disable_python_gc", "dump_state",
+    "flops_profiler", "log_level", "memory_breakdown", "steps_per_print", "tensorboard", "timers",
+    "wall_clock_breakdown", "wandb", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+})  # fmt: skip
+"""What only reports, or is decided by the optimizer here."""
 _NO_MATTER = ("overlap_comm", "log_trace_cache_warnings", "enable_sanity_checks")
 
 
@@ -98,9 +104,13 @@ def read_deepspeed(
     config = {key: value for key, value in values.items() if key not in ("compile", COMPILE_KEY)}
     if compiled:
         config[COMPILE_KEY] = True
+    clipping = _clipping(top, contract)
+    unused = [key for key, value in top.unread().items() if _is_on(value) and key not in _QUIET]
+    if unused:
+        warnings = [*warnings, f"{where}: kept, but not used here: {', '.join(sorted(unused))}."]
     return EngineSettings(
         sharding=_read_zero(zero, where, contract, config, warnings),
-        max_grad_norm=_clipping(top, contract),
+        max_grad_norm=clipping,
         torch_compile=compiled,
     )
 
@@ -242,7 +252,7 @@ def _check_batch(top: Section, contract: BatchContract) -> None:
 
 def _check_precision(top: Section, precision: Precision) -> None:
     fp16 = top.section("fp16")
-    if fp16 and fp16.raw("enabled", False) is True:
+    if fp16 and _is_on(fp16.raw("enabled")):
         raise fp16.error("enabled", "fp16 is not run here: use bf16: true in the YAML.")
     for key in ("bf16", "bfloat16"):
         section = top.section(key)
@@ -250,10 +260,12 @@ def _check_precision(top: Section, precision: Precision) -> None:
         if section and enabled != AUTO and enabled is not (precision is Precision.BF16):
             raise section.error("enabled", f'The YAML says {precision}. Write "auto" here.')
     low_states = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
-    bf16 = top.section("bf16")
-    for key in low_states:
-        if bf16 and _is_on(bf16.raw(key)):
-            raise bf16.error(key, "Master weights and optimizer states are fp32 here: remove it.")
+    for bf16 in filter(None, (top.section("bf16"), top.section("bfloat16"))):
+        for key in low_states:
+            if _is_on(bf16.raw(key)):
+                raise bf16.error(
+                    key, "Master weights and optimizer states are fp32 here: remove it."
+                )
     types = top.section("data_types")
     if types and types.raw("grad_accum_dtype", "fp32") != "fp32":
         raise types.error("grad_accum_dtype", "Gradients are accumulated in fp32 here.")

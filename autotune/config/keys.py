@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from autotune.errors import AutotuneError, nearest
 
+_MOST_NAMED = 20
+_ON_BY_DEFAULT = frozenset({"pretraining_sample_concatenation", "shuffle_merged_datasets"})
+"""Keys whose false asks for something."""
 AUTOTUNE_KEY = "autotune"
 """The one top-level key of ours; Axolotl ignores keys it does not know."""
 
@@ -56,14 +59,17 @@ def check_known(values: Iterable[str], known: Collection[str], where: str) -> No
     """Refuse keys that are not known, each with the nearest that is.
 
     Raises:
-        AutotuneError: names every unknown key at once.
+        AutotuneError: names the unknown keys, the first twenty of them.
     """
-    unknown = [f"`{key}`{nearest(str(key), known, count=1).rstrip('.')}"
-               for key in values if key not in known]  # fmt: skip
+    unknown = [key for key in values if key not in known]
     if unknown:
+        named = [f"`{str(key)[:200]}`{nearest(str(key)[:200], known, count=1).rstrip('.')}"
+                 for key in unknown[:_MOST_NAMED]]  # fmt: skip
+        more = len(unknown) - len(named)
         plural = "keys" if len(unknown) > 1 else "key"
         raise AutotuneError(
-            f"{where}: unknown {plural} {', '.join(unknown)}. Correct or remove it."
+            f"{where}: unknown {plural} {', '.join(named)}{f' and {more} more' if more else ''}. "
+            "Correct or remove it."
         )
 
 
@@ -93,7 +99,8 @@ def unused_warning(
 ) -> str | None:
     """Say which keys are kept but not used although they would change the training.
 
-    Keys set to false, null or an empty value ask for nothing and are not named.
+    Keys set to false, null or an empty value ask for nothing and are not named, but for the few
+    that are on by default.
 
     Args:
         passthrough: The keys that are kept.
@@ -102,7 +109,8 @@ def unused_warning(
     """
     harmless = key_catalogue().harmless
     changing = [key for key, value in passthrough.items()
-                if value and key not in harmless and key not in idle]  # fmt: skip
+                if (value or (value is False and key in _ON_BY_DEFAULT))
+                and key not in harmless and key not in idle]  # fmt: skip
     if not changing:
         return None
     return (

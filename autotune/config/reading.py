@@ -36,7 +36,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     Raises:
         AutotuneError: missing file, malformed YAML (line and column, counted from 1), no mapping.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
@@ -61,7 +61,7 @@ def read_json_mapping(path: Path) -> dict[str, Any]:
         AutotuneError: missing file, malformed JSON (line and column), no object.
     """
     try:
-        values = json.loads(_read_text(path), object_pairs_hook=_unique_pairs)
+        values = json.loads(read_text(path), object_pairs_hook=_unique_pairs)
     except json.JSONDecodeError as error:
         raise AutotuneError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
@@ -73,7 +73,8 @@ def read_json_mapping(path: Path) -> dict[str, Any]:
     return _string_keyed(values, path)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a file, or say in one message why it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -100,14 +101,18 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_MOST_VALUES = 100_000
+"""Of a configuration with its aliases written out; a long one has some hundreds."""
+
+
 def _check_finite(values: Any, path: Path) -> None:
-    """Refuse an anchor that contains itself: whatever walks the file would never end.
+    """Refuse anchors that contain themselves, or each other so often that no walk would end.
 
     Raises:
         AutotuneError: the file has one.
     """
     open_: set[int] = set()  # on the way from the top to here
-    closed: set[int] = set()  # seen whole; an alias may lead to the same node many times
+    closed: dict[int, int] = {}  # seen whole, with how much it is when every alias is written out
     stack = [(values, False)]
     while stack:
         node, leaving = stack.pop()
@@ -115,7 +120,12 @@ def _check_finite(values: Any, path: Path) -> None:
             continue
         if leaving:
             open_.discard(id(node))
-            closed.add(id(node))
+            closed[id(node)] = 1 + sum(closed.get(id(child), 1) for child in _children(node))
+            if closed[id(node)] > _MOST_VALUES:
+                raise AutotuneError(
+                    f"{path}: its aliases (*) stand for more than {_MOST_VALUES:,} values. Write "
+                    "what is meant without them."
+                )
         elif id(node) in open_:
             raise AutotuneError(f"{path}: an anchor (&) contains itself. Remove its alias (*).")
         elif id(node) not in closed:

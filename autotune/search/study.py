@@ -236,8 +236,10 @@ def _comparable(value: Any) -> Any:
 def _difference(key: str, held: Any, wanted: Any) -> str:
     if isinstance(held, dict) and isinstance(wanted, dict):
         inner = [k for k in sorted(set(held) | set(wanted)) if held.get(k) != wanted.get(k)]
-        first = inner[0]
-        return f"{key}.{first} is {_short(held.get(first))} there, {_short(wanted.get(first))} here"
+        return "; ".join(
+            f"{key}.{name} is {_short(held.get(name))} there, {_short(wanted.get(name))} here"
+            for name in inner[:3]
+        )
     return f"{key} is {_short(held)} there, {_short(wanted)} here"
 
 

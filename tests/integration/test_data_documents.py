@@ -7,7 +7,7 @@ from autotune.errors import AutotuneError
 from autotune.runner.data.documents import Limit
 from autotune.runner.data.prompts import PROMPTS
 from autotune.spec.training import DATASET_TYPES, DatasetSource, PromptFormat
-from tests.integration.documents import CHAT, load, read, runs
+from tests.integration.documents import CHAT, load, read, runs, trained_text
 
 pytestmark = pytest.mark.integration
 
@@ -25,11 +25,9 @@ def test_completion_is_cut_and_nothing_is_lost(tokenizer, write):
     (whole,) = load(tokenizer, path, field="body")
     parts = load(tokenizer, path, field="body", max_tokens=16)
     assert len(parts) > 3
-    assert all(len(part.input_ids) == 16 for part in parts[:-1])
+    assert all(len(part.input_ids) == 16 for part in parts[:-2])
     joined = np.concatenate([part.input_ids for part in parts])
-    # A last chunk of one token has nothing to predict and is left out.
-    assert len(whole.input_ids) - len(joined) in (0, 1)
-    assert (joined == whole.input_ids[: len(joined)]).all()
+    assert joined.tolist() == whole.input_ids.tolist()
 
 
 @pytest.mark.parametrize(
@@ -219,3 +217,29 @@ def test_the_shipped_names_are_those_that_are_read(tokenizer, tmp_path):
     assert set(DATASET_TYPES) == {"completion", "chat_template", "input_output", *PROMPTS}
     with pytest.raises(AutotuneError, match=r"'alpacca'.*Nearest: alpaca"):
         load(tokenizer, "x.jsonl", "alpacca")
+
+
+def test_every_token_of_a_text_is_kept_whatever_its_length(tokenizer, write):
+    """Also the end of sequence that would stand alone behind full chunks; also far in a text."""
+    alone = 0
+    for words in (*range(1, 40), 600):
+        path = write("a.jsonl", [{"text": "The sea is wide. " * words}])
+        (whole,) = load(tokenizer, path, max_tokens=100_000)
+        parts = load(tokenizer, path, max_tokens=8)
+        joined = np.concatenate([part.input_ids for part in parts])
+        assert joined.tolist() == whole.input_ids.tolist()
+        alone += len(whole.input_ids) > 8 and len(whole.input_ids) % 8 == 1
+    assert alone and len(parts) > 64, "the cases that matter must be among them"
+
+
+def test_an_answer_that_is_not_there_is_left_out(tokenizer, write):
+    rows = [{"instruction": "Say it.", "output": text} for text in ("", "Yes.")]
+    documents, counts = read(tokenizer, DatasetSource(path=write("a.jsonl", rows), type="alpaca"))
+    assert [trained_text(document, tokenizer) for document in documents] == [["Yes.<|endoftext|>"]]
+    assert counts.rows == 2 and sum(counts.dropped.values()) == 1
+
+
+def test_a_text_that_ends_a_sequence_gets_no_second_end(tokenizer, write):
+    path = write("a.jsonl", [{"text": "The end.<|endoftext|>"}])
+    ids = list(load(tokenizer, path)[0].input_ids)
+    assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == tokenizer.eos_token_id

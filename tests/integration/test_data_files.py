@@ -172,6 +172,49 @@ def test_a_saved_data_set_with_splits(tmp_path):
         texts(tmp_path / "saved", split="dev")
 
 
+def test_an_empty_slice_of_a_saved_data_set_is_empty_and_its_split_is_its_own(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    assert texts(tmp_path / "saved", split="train[:0]") == []
+    assert texts(tmp_path / "saved", split="train[1:]") == ["Tell me."]
+    with pytest.raises(AutotuneError, match="no split 'test'"):
+        texts(tmp_path / "saved", split="test")
+    with pytest.raises(AutotuneError, match="cannot be read"):
+        texts(tmp_path / "saved", split="train[abc]")
+
+
+def test_linked_files_belong_to_the_split_of_their_own_name(tmp_path):
+    """As in the cache of the Hub: names that link to blobs."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "data").mkdir()
+    for number, (name, row) in enumerate((("train", ROWS[0]), ("test", ROWS[1]))):
+        (tmp_path / "blobs" / str(number)).write_text(json.dumps(row) + "\n")
+        (tmp_path / "data" / f"{name}.jsonl").symlink_to(tmp_path / "blobs" / str(number))
+    assert texts(tmp_path / "data") == [ROWS[0]["text"]]
+    assert texts(tmp_path / "data", split="test") == [ROWS[1]["text"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"text": "a"}]\n[{"text": "b"}]', "a.json:2 is not JSON: something stands behind"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "a.json:1 cannot be read"),
+        ('[{"text": "a", "n": ' + "9" * 5000 + "}]", "a.json:1 is not JSON"),
+        ("[" * 100_000, "a.json:1 is not JSON"),
+    ],
+)
+def test_what_no_reader_takes_is_said(write, text, message):
+    with pytest.raises(AutotuneError, match=message):
+        texts(write("a.json", text))
+
+
+def test_half_a_character_is_said(tokenizer, write):
+    source = DatasetSource(path=write("a.jsonl", '{"text": "a \\ud800 b"}\n'))
+    with pytest.raises(AutotuneError, match=r"a.jsonl:1 holds half of a surrogate pair"):
+        read(tokenizer, source)
+
+
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """No network, and one data set in the Hub's cache, laid out as `datasets` leaves it."""

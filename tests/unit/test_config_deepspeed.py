@@ -195,3 +195,22 @@ def test_settings_the_tool_fixes_are_named(load, stated, named):
     warnings = load(zero(3, **stated)).warnings
     assert len(warnings) == named
     assert all("set by autotune" in w and next(iter(stated)) in w for w in warnings)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"fp16": {"enabled": 1}}, "fp16 is not run here"),
+        ({"fp16": {"enabled": "true"}}, "fp16 is not run here"),
+        ({"bfloat16": {"bf16_optimizer_states": True}}, "optimizer states are fp32"),
+    ],
+)
+def test_every_spelling_of_low_precision_is_refused(load, more, words):
+    assert words in refusal(load, zero() | more)
+
+
+def test_top_level_keys_that_do_nothing_are_named(load):
+    named = {"gradient_predivide_factor": 2.0, "elasticity": {"enabled": True}}
+    config = load(zero() | named | {"steps_per_print": 10, "pipeline": {"enabled": False}})
+    (warning,) = config.warnings
+    assert "not used here: elasticity, gradient_predivide_factor." in warning

@@ -100,3 +100,20 @@ def test_torch_compile(load, extra, asked):
 )
 def test_compiling_that_is_not_run_here(load, extra, words):
     assert words in refusal(load, extra)
+
+
+def test_aliases_that_stand_for_more_than_anyone_means(load):
+    levels = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    assert "its aliases (*) stand for more than" in refusal(load, "\n".join(levels))
+
+
+def test_many_unknown_keys_are_not_all_named(load):
+    message = refusal(load, "\n".join(f"nobody_knows_{n}: 1" for n in range(1000)))
+    assert "and 980 more" in message and len(message) < 3000
+
+
+def test_what_is_on_by_default_and_switched_off_is_named(load):
+    config = load("shuffle_merged_datasets: false\nliger_rope: false\n")
+    (warning,) = config.warnings
+    assert "shuffle_merged_datasets" in warning and "liger" not in warning

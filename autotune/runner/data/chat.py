@@ -72,9 +72,13 @@ class ChatWriter:
         )
 
     def _write(self, messages: Sequence[Message], tools: list[object] | None = None) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tools=tools, tokenize=False
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tools=tools, tokenize=False
+            )
+        except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
+            # What a template computes fails in Python's own words.
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
 
     def _spans(self, conversation: Conversation, text: str, where: str) -> list[Span | None]:
         """Return where each message stands; None for one that leaves no trace and is not trained.

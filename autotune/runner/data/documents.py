@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +113,7 @@ class DocumentReader:
         rows = read_rows(source, streaming=self._settings.streaming)
         for row in rows:
             rendered = writer(row)
+            _check_text(row.where, rendered)
             batch.append((row.where, rendered))
             characters += sum(len(piece.text) for piece in rendered.pieces)
             if len(batch) < _BATCH_ROWS and characters < _BATCH_CHARACTERS:
@@ -151,8 +153,10 @@ class DocumentReader:
             counts.drop(_DUPLICATE)
             return []
         if source.type == "completion":
-            starts = range(0, length, longest)
-            chunks = [document.part(start, start + longest) for start in starts]
+            bounds = [*range(0, length, longest), length]
+            if length > longest and length % longest == 1:
+                bounds[-2] -= 1  # a last token alone has nothing to be predicted from
+            chunks = [document.part(start, end) for start, end in pairwise(bounds)]
             kept = [chunk for chunk in chunks if chunk.num_trained]
             if not kept:
                 counts.drop(_UNTRAINED)
@@ -218,10 +222,22 @@ class DocumentReader:
                 position += 1
             if not document.ends_itself and (not ids or ids[-1] != eos):
                 ids.append(eos)
-                trained.append(np.ones(1, dtype=bool))
+                # The end of an answer that is not there is no answer.
+                trained.append(np.full(1, any(part.any() for part in trained)))
             yield Document(
                 input_ids=np.asarray(ids, dtype=np.int32), trained=np.concatenate(trained)
             )
+
+
+def _check_text(where: str, rendered: Rendered) -> None:
+    try:
+        for piece in rendered.pieces:
+            piece.text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise AutotuneError(
+            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character. "
+            "Remove it."
+        ) from error
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

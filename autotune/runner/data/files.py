@@ -25,6 +25,21 @@ _PATTERN = re.compile(r"[*?\[]")
 def local_files(source: DatasetSource) -> list[Path] | None:
     """Return the files of a local data set, or None for the name of a Hub data set.
 
+    Raises:
+        AutotuneError: as `_local_files`, or a path or pattern no system can look for.
+    """
+    try:
+        return _local_files(source)
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise AutotuneError(
+            f"The data {source.path[:200]!r} cannot be looked for: {error}. Check path and "
+            "data_files."
+        ) from error
+
+
+def _local_files(source: DatasetSource) -> list[Path] | None:
+    """Return the files of a local data set, or None for the name of a Hub data set.
+
     A folder stands for the files below it that have a known suffix and belong to the split, which
     `datasets` tells from their names (``test.jsonl``, ``data/train-00000.parquet``); files with no
     split in their names are all of `train`. A file that several patterns match is read once.
@@ -140,11 +155,19 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def _splits(folder: Path, known: list[Path]) -> dict[str, list[Path]]:
-    from datasets.data_files import DataFilesDict, get_data_patterns
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
-    patterns = get_data_patterns(str(folder.resolve()))
-    resolved = DataFilesDict.from_patterns(patterns, base_path=str(folder.resolve()))
-    wanted = {str(path.resolve()): path for path in known}
+    base = folder.resolve()
+    try:
+        patterns = get_data_patterns(str(base))
+    except EmptyDatasetError as error:
+        raise AutotuneError(
+            f"The splits of the data folder {folder} cannot be told: its name reads as a pattern. "
+            "Name the files in data_files."
+        ) from error
+    resolved = DataFilesDict.from_patterns(patterns, base_path=str(base))
+    # Links count by the name they have here: what they lead to may be called anything.
+    wanted = {str(base / path.relative_to(folder)): path for path in known}
     splits = {
         str(name): sorted(wanted[file] for file in set(files) if file in wanted)
         for name, files in resolved.items()

@@ -86,6 +86,8 @@ def _json_line(where: str, line: str) -> Row:
             f"{where} is not JSON: {error.msg} at column {error.colno}. "
             "Write one object a line, or one array of objects a file."
         ) from error
+    except (ValueError, RecursionError) as error:  # too many digits, or nested too deeply
+        raise AutotuneError(f"{where} cannot be read: {error}.") from error
     return _object_row(where, values)
 
 
@@ -107,6 +109,9 @@ class _JsonArray:
                 self._take(",")
             number += 1
             yield _object_row(f"{self._path} item {number}", self._item())
+        self._drop(1)
+        if not self._ended():
+            raise self._broken("something stands behind the array", self._line)
 
     def _item(self) -> object:
         self._peek()
@@ -118,18 +123,26 @@ class _JsonArray:
                 cut_off = error.pos > len(self._text) - 16 or error.msg.startswith("Unterminated")
                 if not (cut_off and self._read()):
                     raise self._broken(error.msg, self._line + error.lineno - 1) from error
+            except (ValueError, RecursionError) as error:  # too many digits, nested too deeply
+                raise self._broken(str(error), self._line) from error
             else:
                 self._drop(end)
                 return value
 
     def _peek(self) -> str:
         """Return the next character that is no space."""
+        if self._ended():
+            raise self._broken("the array does not end", self._line)
+        return self._text[0]
+
+    def _ended(self) -> bool:
+        """Skip spaces; say whether the file ends there."""
         while True:
             self._drop(len(self._text) - len(self._text.lstrip()))
             if self._text:
-                return self._text[0]
+                return False
             if not self._read():
-                raise self._broken("the array does not end", self._line)
+                return True
 
     def _take(self, wanted: str) -> None:
         if self._peek() != wanted:

@@ -61,19 +61,22 @@ def _is_folder(source: DatasetSource) -> bool:
 
 def _slice(read: Any, split: str) -> Iterator[Row]:
     """Yield the rows of a slice; `datasets` reads its notation, for which the rows are counted."""
+    for start, end in _bounds(split, sum(1 for _ in read())):
+        yield from islice(read(), start, end)
+
+
+def _bounds(split: str, count: int) -> list[tuple[int, int]]:
+    """Return the first row and the one behind the last of each part of a slice."""
     from datasets import ReadInstruction
 
-    name = split_name(split)
-    count = sum(1 for _ in read())
     try:
-        parts = ReadInstruction.from_spec(split).to_absolute({name: count})
+        parts = ReadInstruction.from_spec(split).to_absolute({split_name(split): count})
     except (ValueError, AssertionError, KeyError) as error:
         raise AutotuneError(
             f"split: {split!r} cannot be read ({error}). "
             "Write a slice such as train[:1000], train[10%:20%] or train[:5%]+train[-5%:]."
         ) from error
-    for part in parts:
-        yield from islice(read(), part.from_ or 0, count if part.to is None else part.to)
+    return [(part.from_ or 0, count if part.to is None else part.to) for part in parts]
 
 
 def _number(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
@@ -83,7 +86,7 @@ def _number(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
 
 
 def _load_saved(path: str, source: DatasetSource) -> Iterable[dict[str, Any]]:
-    from datasets import DatasetDict, ReadInstruction, load_from_disk
+    from datasets import DatasetDict, load_from_disk
 
     name = split_name(source.split)
     held = load_from_disk(path)
@@ -93,11 +96,14 @@ def _load_saved(path: str, source: DatasetSource) -> Iterable[dict[str, Any]]:
                 f"{path} has no split {name!r}; found: {', '.join(str(key) for key in held)}."
             )
         held = held[name]
+    elif name not in ("train", str(held.split)):
+        raise AutotuneError(
+            f"{path} holds one data set and no split {name!r}. Leave split out, or write train."
+        )
     if "[" not in source.split:
         return held
-    parts = ReadInstruction.from_spec(source.split).to_absolute({name: len(held)})
-    kept = [index for part in parts for index in range(part.from_ or 0, part.to or len(held))]
-    return held.select(kept)
+    bounds = _bounds(source.split, len(held))
+    return held.select([index for start, end in bounds for index in range(start, end)])
 
 
 def _load_hub(source: DatasetSource, *, streaming: bool) -> Iterable[dict[str, Any]]:
