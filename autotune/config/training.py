@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from autotune.config.deepspeed import EngineSettings
@@ -25,6 +26,17 @@ SCHEDULERS = (
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules")
 """Read with `adapter: lora`; without an adapter they do nothing."""
 _ALL_LINEAR = "all-linear"  # PEFT's word for lora_target_linear
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("adam_beta1", lambda beta: beta < 1, "Write a number from 0 to below 1."),
+    ("adam_beta2", lambda beta: beta < 1, "Write a number from 0 to below 1."),
+    ("warmup_ratio", lambda share: share <= 1, "Write a share of the steps, from 0 to 1."),
+    ("num_epochs", lambda epochs: epochs > 0, "Write a number above 0."),
+    (
+        "val_set_size",
+        lambda size: size < 1 or size == int(size),
+        "Write a share below 1, or a whole number of sequences.",
+    ),
+)
 DEFAULT_MAX_GRAD_NORM = 1.0  # transformers.TrainingArguments
 
 
@@ -136,6 +148,10 @@ def read_train_settings(
         raise AutotuneError(f"{where}: learning_rate is missing. Axolotl has no default for it.")
     if top.has("warmup_steps") and top.has("warmup_ratio"):
         raise AutotuneError(f"{where}: warmup_steps and warmup_ratio exclude each other.")
+    for key, holds, allowed in _RANGES:
+        value = top.number(key)
+        if value is not None and not holds(value):
+            raise top.error(key, allowed)
     return TrainSettings(
         max_steps=top.integer("max_steps", minimum=1),
         num_epochs=top.number("num_epochs", 1.0),

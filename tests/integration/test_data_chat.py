@@ -155,6 +155,9 @@ KEYS = {
     "the last end of turn": (
         {"train_on_eos": "last"}, ["The sea is wide.", "Tell me.<|im_end|>"],
     ),
+    "the last end that is trained": (
+        {"train_on_eos": "last", "roles_to_train": ["system"]}, ["Be kind.<|im_end|>"],
+    ),
     "no end of turn": ({"train_on_eos": "none"}, ["The sea is wide.", "Tell me."]),
     "said by the message": (
         {"message_field_training": "train"}, ["Be kind.<|im_end|>", "Tell me.<|im_end|>"],

@@ -220,3 +220,13 @@ def test_presets_are_listed():
         "zero3.json",
         "zero3_bf16.json", "zero3_bf16_cpuoffload_all.json", "zero3_bf16_cpuoffload_params.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["adam_beta1: 1.5", "adam_beta2: 1", "warmup_ratio: 5", "num_epochs: 0", "val_set_size: 1.5"],
+)
+def test_values_no_run_can_use(load, line):
+    assert f"{line.partition(':')[0]}: {line.partition(' ')[2]} is not allowed" in refusal(
+        load, line
+    )
