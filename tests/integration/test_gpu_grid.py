@@ -39,6 +39,7 @@ def document_of(folder: Path) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_one_launch_on_a_cpu_rank(tmp_path: Path) -> None:
     done = grid(tmp_path, *SMALL, "--only", "fsdp2-lora")
     assert done.returncode == 0, done.stdout + done.stderr

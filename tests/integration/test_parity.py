@@ -48,6 +48,8 @@ CASES = [
     ("fsdp2", 2, 2, 4, True),
 ]
 SLOW = [
+    ("zero2", 2, 1, 2, False),
+    ("zero3", 2, 1, 2, False),
     ("zero2_offload_optimizer", 2, 1, 2, False),
     ("fsdp2_offload", 2, 1, 2, False),
     ("fsdp2", 2, 2, 4, False),
@@ -63,7 +65,6 @@ QUICK = {
     ("sgd", True): [c for c in CASES if c not in SLOW],
     ("adamw", True): [
         ("zero3", 2, 1, 2, False),
-        ("fsdp2", 2, 1, 2, False),
     ],
     ("sgd", False): [("fsdp2", 2, 1, 2, False)],
 }
