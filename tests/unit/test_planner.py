@@ -7,6 +7,7 @@ from autotune.memory import Verdict
 from autotune.plan import Plan, Recompute
 from autotune.planner import enumerate_plans, rank_plans, refusal_lines
 from autotune.rules import check_plan
+from autotune.spec.catalogue import read_catalogue
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import load_strategies
@@ -97,6 +98,23 @@ def test_nothing_fits_names_the_closest_and_the_gap():
         rank(load_model("llama-3.1-70b"), strategies=load_strategies(["ddp", "zero2"]))
     assert caught.value.exit_code == 1
     assert "Closest: zero2" in str(caught.value) and "GiB too much" in str(caught.value)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("name", sorted(read_catalogue("models")))
+def test_every_catalogue_model_is_ranked_or_said_not_to_fit(name, adapter):
+    model = load_model(name)
+    lora = Lora(target_modules=tuple(model.linears)) if adapter else None
+    some = load_strategies(["zero3", "zero3_offload_params", "fsdp2", "ddp"])
+
+    def ranking():
+        return rank(model, workload=Workload(adapter=lora), strategies=some)
+
+    if not adapter and name in ("llama-3.1-405b", "qwen3-235b-a22b"):
+        with pytest.raises(NothingFitsError, match=f"{name} fits 8 x h100-sxm under no strategy"):
+            ranking()
+    else:
+        assert ranking().candidates[0].verdict is not Verdict.OOM
 
 
 def test_host_memory_can_be_what_misses():
