@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.usefixtures("one_thread"),
     # peft reads a property transformers 5 has renamed.
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
 ]
@@ -33,15 +34,6 @@ register_experts()
 BATCH, SEQ = 2, 96
 # Left out of the closed form: the 8-byte offsets SDPA saves and a few router scores a token.
 TOLERANCE = 0.005
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More threads only slow products this small down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def saved_bytes(config, *, engine, precision, packing, adapter):

@@ -40,9 +40,10 @@ def environment() -> dict[str, str]:
     }  # fmt: skip
 
 
-def parse(configs: dict[str, dict]) -> dict[str, list]:
+def parse(configs: dict[str, dict], script: str = PARSE) -> dict[str, list]:
+    """Return what a script prints of each configuration as DeepSpeed reads it."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PARSE], input=json.dumps(configs),
+        [sys.executable, "-W", "ignore", "-c", script], input=json.dumps(configs),
         env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -9,7 +9,7 @@ from autotune.spec.workload import Workload
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 from autotune.runner.attention import WindowMasks, add_sink  # noqa: E402
 from autotune.runner.experts import EXPERTS_NAME, register_experts  # noqa: E402
@@ -23,15 +23,6 @@ from tests.integration.families import CONFIGS, WINDOW, build  # noqa: E402
 
 BATCH, SEQ, FIRST = 2, 48, 30
 LENGTHS = {"plain": [SEQ], "packed": [FIRST, SEQ - FIRST]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More threads only slow products this small down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
