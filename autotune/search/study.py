@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ _UNCOMPARED = {"command", "created", "name"}
 """Fields of the contract that may differ between a study and the command that resumes it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Contract:
     """Everything that makes measurements of one study comparable."""
 
@@ -59,9 +60,15 @@ class Contract:
     datasets: Sequence[DatasetSource]
     seed: int
 
+    @cached_property
+    def _digests(self) -> tuple[list[str | None], str | None]:
+        """Of each data set and of the tokenizer, read once: the data may be large."""
+        contents = [data_digest(source.path) for source in self.datasets]
+        return contents, tokenizer_digest(self.model.tokenizer)
+
     def to_dict(self, name: str) -> dict[str, Any]:
         """Return the JSON form that `study.json` holds."""
-        tokenizer = tokenizer_digest(self.model.tokenizer)
+        contents, tokenizer = self._digests
         return {
             "schema_version": 1,
             "name": name,
@@ -86,9 +93,8 @@ class Contract:
             "recompute": list(self.recompute),
             "memory_limit_bytes": self.memory_limit_bytes,
             "datasets": [
-                source.model_dump(mode="json", exclude_none=True)
-                | {"content": data_digest(source.path)}
-                for source in self.datasets
+                source.model_dump(mode="json", exclude_none=True) | {"content": content}
+                for source, content in zip(self.datasets, contents, strict=True)
             ],
             "seed": self.seed,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -113,6 +113,7 @@ def test_changed_data_is_another_study(tmp_path, path, change):
     (folder / ".hidden").write_text("by an editor")
     assert open_study(study, contract) is True
     change(folder)
+    contract = replace(contract)  # the next command makes its own
     if change is add_a_file and path in ("data/*.jsonl", "data/a.jsonl"):
         assert open_study(study, contract) is True, "the new file is not read"
         return
@@ -208,3 +209,15 @@ def test_the_study_says_how_long_its_synthetic_documents_are(
     held = json.loads(Path("study/study.json").read_text())
     assert held["workload"]["mean_document_tokens"] == tokens
     assert words in search._contract_words(contract, Path("study"), False, 3)
+
+
+def test_large_data_is_read_once(tmp_path, monkeypatch):
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "a"}\n')
+    read = []
+    monkeypatch.setattr("autotune.search.study.data_digest", lambda path: read.append(path) or "d")
+    contract = replace(CONTRACT, datasets=[DatasetSource(path=str(data))])
+    assert not check_folder(tmp_path / "study", contract)
+    open_study(tmp_path / "study", contract)
+    assert check_folder(tmp_path / "study", contract)
+    assert read == [str(data)]
