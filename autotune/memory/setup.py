@@ -1,0 +1,173 @@
+"""`TraceKey`: everything that decides what the model's code allocates; `Setup`: how a run trains.
+
+The runner has one setup for each workload and plan (`setup_of`). Other tools train differently
+(pure bf16, 8-bit optimizers, a quantised base, another loss): the same estimator covers them
+through other values, which is how it is compared with published measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from autotune.plan import Engine, Plan, Recompute
+from autotune.spec.hardware import HardwareSpec
+from autotune.spec.model import ModelSpec
+from autotune.spec.workload import Lora, Precision, Workload
+
+
+class Regime(StrEnum):
+    """Which types the forward pass sees."""
+
+    COMPUTE = "compute"
+    """Weights and hidden states in the compute type: DeepSpeed in bf16, pure bf16."""
+    FSDP = "fsdp"
+    """Weights in the compute type, each layer's input cast to it and its output to fp32: FSDP2
+    with ``output_dtype=float32``."""
+    AUTOCAST = "autocast"
+    """fp32 weights and hidden states, matrix products in bf16: DDP in bf16."""
+    FP32 = "fp32"
+
+
+class Attention(StrEnum):
+    """The path attention takes."""
+
+    RUNNER = "runner"
+    """This project's function on SDPA: causal without a mask, or block-diagonal when packed."""
+    SDPA = "sdpa"
+    """transformers' own, causal without a mask."""
+    FLASH = "flash"
+    """A fused kernel that knows lengths: packed batches need no mask."""
+    EAGER = "eager"
+    """Scores and probabilities kept in full."""
+
+
+class Loss(StrEnum):
+    """How logits become the loss."""
+
+    PLAIN = "plain"
+    """This project's: fp32 cross-entropy, logits dropped once they are cast."""
+    TRANSFORMERS = "transformers"
+    """transformers' own: the model's output holds the logits through backward."""
+    CHUNKED = "chunked"
+    """Cross-entropy over slices of the tokens, logits kept in the compute type."""
+    FUSED_LINEAR = "fused_linear"
+    """Head and loss in one kernel over slices of the tokens; no logits kept (Liger)."""
+
+
+class Checkpointing(StrEnum):
+    """What backward computes again."""
+
+    NONE = "none"
+    FULL = "full"
+    """`torch.utils.checkpoint` of each layer, non-reentrant."""
+    REENTRANT = "reentrant"
+    """The older form, which ZeRO-3 needs."""
+    SELECTIVE = "selective"
+    """Matrix products and attention are kept, the rest is computed again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceKey:
+    """Decides, with the model, an `ActivationProfile`."""
+
+    regime: Regime
+    packed: bool = False
+    """Several documents in a sequence."""
+    attention: Attention = Attention.RUNNER
+    exchanged: bool = False
+    """Sequence parallel: attention swaps tokens for heads (``cp > 1``)."""
+    windowed: bool = False
+    """The sequence is longer than the model's window."""
+    checkpointing: Checkpointing = Checkpointing.NONE
+    loss: Loss = Loss.PLAIN
+    fused_kernels: bool = False
+    """Liger's norms, rotary embedding and SwiGLU."""
+    adapter: Lora | None = None
+
+
+class Optimizer(StrEnum):
+    """What keeps states beside the weights."""
+
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+    ADAFACTOR = "adafactor"
+    LION = "lion"
+    MUON = "muon"
+    SGD = "sgd"
+    SGD_MOMENTUM = "sgd_momentum"
+
+
+class Quantised(StrEnum):
+    """Storage of a frozen base model."""
+
+    NF4 = "nf4"
+    NF4_DOUBLE = "nf4_double"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """How a run trains, beyond its plan."""
+
+    key: TraceKey
+    parameter_bytes: int = 4
+    """Of one stored weight: 4 fp32 (DDP, FSDP2), 2 bf16 (DeepSpeed, pure bf16)."""
+    compute_bytes: int = 2
+    master_weights: bool = False
+    """An fp32 copy beside bf16 weights: DeepSpeed in bf16."""
+    gradient_bytes: int = 4
+    """Of one accumulated gradient."""
+    reduce_bytes: int = 4
+    """Of one element in a reduction."""
+    optimizer: Optimizer = Optimizer.ADAMW
+    state_bytes: int = 4
+    """Of one element of an optimizer state that is not quantised."""
+    foreach: bool = False
+    """The optimizer steps over all parameters at once, with temporaries of their size."""
+    fused: bool = False
+    """The optimizer is one kernel, without temporaries."""
+    quantised: Quantised | None = None
+    flat_units: bool = False
+    """FSDP1: each unit is one flat parameter, kept in the stored type."""
+
+
+def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec) -> Setup:
+    """Return how this project's runner trains a plan."""
+    fp32 = workload.precision is Precision.FP32
+    deepspeed = plan.engine is Engine.DEEPSPEED
+    on_cpu = hardware.gpu.is_cpu
+    adamw = workload.optimizer == "adamw"
+    # autotune.runner.engines: torch's fused AdamW where every parameter is on the device.
+    fused = adamw and not (deepspeed or on_cpu or plan.offload_params)
+    return Setup(
+        key=TraceKey(
+            regime=Regime.FP32 if fp32 else _BF16_REGIMES[plan.engine],
+            packed=workload.packing,
+            exchanged=plan.cp > 1,
+            windowed=model.num_window_layers_at(workload.seq_len) > 0,
+            checkpointing=_checkpointing(plan),
+            adapter=workload.adapter,
+        ),
+        parameter_bytes=2 if deepspeed and not fp32 else 4,
+        compute_bytes=4 if fp32 else 2,
+        master_weights=deepspeed,
+        optimizer=Optimizer.ADAMW if adamw else Optimizer.SGD,
+        # torch takes it by itself for parameters on CUDA.
+        foreach=not (fused or on_cpu or plan.offload_optimizer),
+        fused=fused,
+    )
+
+
+_BF16_REGIMES = {
+    Engine.DDP: Regime.AUTOCAST,
+    Engine.DEEPSPEED: Regime.COMPUTE,
+    Engine.FSDP2: Regime.FSDP,
+}
+
+
+def _checkpointing(plan: Plan) -> Checkpointing:
+    if plan.recompute is Recompute.NONE:
+        return Checkpointing.NONE
+    return Checkpointing.REENTRANT if plan.zero_stage == 3 else Checkpointing.FULL
