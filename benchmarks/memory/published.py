@@ -1,0 +1,210 @@
+"""Published measurements as points, each with the setup its source states.
+
+`published/*.csv` restate the figures with their sources; `use` says what a row is good for:
+``scored`` (the configuration is stated fully), ``incomplete`` (predicted, reported apart),
+``oom_stated`` (out of memory by the source's word), ``oom_inferred`` (it failed, and memory is the
+likely reason) or ``left_out``, with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from foreign import Run
+from points import Point
+
+from autotune.memory.setup import (
+    Attention,
+    Checkpointing,
+    Loss,
+    Optimizer,
+    Quantised,
+    Regime,
+    Setup,
+    TraceKey,
+)
+from autotune.spec.catalogue import read_catalogue
+from autotune.spec.hardware import load_hardware
+from autotune.spec.workload import Lora
+from autotune.units import GIB
+
+FOLDER = Path(__file__).parent / "published"
+SETS = ("fms_sft", "fsdp_qlora", "litgpt", "qwen1", "torchtune", "peft_l40s")
+PREDICTED = ("scored", "incomplete", "oom_stated", "oom_inferred")
+"""Values of `use` that are predicted."""
+
+Row = dict[str, str]
+
+# Bytes of a printed unit; Qwen's "G" is read as the GiB that torch and nvidia-smi count in.
+_UNITS = {"GiB": GIB, "GB": 10**9, "G": GIB, "": GIB}
+
+
+def read_rows() -> list[Row]:
+    """Return all restated rows, the left-out ones too."""
+    rows: list[Row] = []
+    for name in SETS:
+        with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as text:
+            rows += [row | {"set": name} for row in csv.DictReader(text)]
+    return rows
+
+
+@cache
+def _own_models() -> dict[str, Any]:
+    return dict(yaml.safe_load((FOLDER / "models.yaml").read_text(encoding="utf-8")))
+
+
+def config_of(row: Row) -> dict[str, Any]:
+    """Return the Hugging Face config of a row's model."""
+    own = _own_models()
+    entry = own[row["model"]] if row["model"] in own else read_catalogue("models")[row["model"]]
+    return dict(entry["config"])
+
+
+def gpu_memory_bytes(row: Row) -> int | None:
+    """Return what a row's GPU holds, or None where the source or the catalogue does not say."""
+    if not row["gpu"]:
+        return None
+    return load_hardware(row["gpu"], 1).gpu.memory_bytes
+
+
+def measured_bytes(row: Row) -> float | None:
+    """Return the measured peak; None where the source has no figure."""
+    return float(row["measured"]) * _UNITS[row["unit"]] if row["measured"] else None
+
+
+# What a source calls a projection, by the family's module names.
+_LITGPT = {"q": 0, "k": 1, "v": 2, "proj": 3, "mlp": 4, "head": 5}
+_MODULES: dict[str, tuple[str, ...]] = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj up_proj down_proj", "lm_head"),
+    "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1 fc2", "lm_head"),
+    "phi3": ("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", "gate_up_proj down_proj", "lm_head"),
+    "gpt_neox": ("query_key_value",) * 3 + ("dense", "dense_h_to_4h dense_4h_to_h", "embed_out"),
+    "falcon": ("query_key_value",) * 3 + ("dense", "dense_h_to_4h dense_4h_to_h", "lm_head"),
+}
+_QWEN1 = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def lora_of(row: Row) -> Lora | None:
+    """Return the adapter in the names of transformers' modules."""
+    if not row["method"].startswith("lora"):
+        return None
+    targets = row["lora_targets"].split()
+    if row["set"] == "litgpt":
+        modules = _MODULES.get(config_of(row)["model_type"], _MODULES["llama"])
+        named = [m for t in targets for m in modules[_LITGPT[t]].split()]
+    elif row["set"] == "qwen1":
+        named = list(_QWEN1)
+    else:
+        named = targets
+    return Lora(
+        r=int(row["lora_rank"]), alpha=16, target_modules=tuple(dict.fromkeys(named))
+    )
+
+
+_CHECKPOINTING = {
+    "none": Checkpointing.NONE,
+    # LitGPT's script for one GPU has no option for it.
+    "": Checkpointing.NONE,
+    # The Trainer's default until transformers 5 is the reentrant form.
+    "full": Checkpointing.REENTRANT,
+    "reentrant": Checkpointing.REENTRANT,
+}
+_LOSSES = {
+    "transformers": Loss.TRANSFORMERS,
+    "litgpt": Loss.CHUNKED,
+    "chunked": Loss.CHUNKED,
+    "fused_linear": Loss.FUSED_LINEAR,
+    "fast_ce": Loss.PLAIN,
+    "torchtune": Loss.TRANSFORMERS,
+}
+_OPTIMIZERS = {
+    "adamw": Optimizer.ADAMW,
+    "adamw_in_backward": Optimizer.ADAMW,
+    "adamw_8bit_in_backward": Optimizer.ADAMW_8BIT,
+    "": Optimizer.ADAMW,
+}
+
+
+def trace_key(row: Row) -> TraceKey:
+    """Return what decides the activations of a row's run."""
+    upcast = _upcasts_rest(row)
+    regime = Regime.AUTOCAST if upcast or row["precision"].endswith("fp32") else Regime.COMPUTE
+    return TraceKey(
+        regime=regime,
+        attention=Attention.FLASH if row["attention"] == "flash" else Attention.SDPA,
+        windowed=_windowed(row),
+        checkpointing=_CHECKPOINTING[row["checkpointing"]],
+        loss=_LOSSES[row["loss"]],
+        fused_kernels=row["kernels"] == "fms-fused",
+        adapter=lora_of(row),
+    )
+
+
+def _windowed(row: Row) -> bool:
+    window = config_of(row).get("sliding_window")
+    return bool(window) and int(row["seq_len"] or 0) > window
+
+
+def _upcasts_rest(row: Row) -> bool:
+    """Say whether PEFT's k-bit preparation made norms and embeddings fp32; not under FSDP."""
+    return row["kernels"] == "peft-kbit" and row["engine"] == "single"
+
+
+def run_of(row: Row, adapter_elements: int) -> Run:
+    """Return a row's run; `adapter_elements` are what its LoRA adds."""
+    sharded = row["engine"] in ("fsdp1", "fsdp2", "zero3")
+    full = row["method"] == "full"
+    # accelerate makes the flat parameters that train fp32 under mixed precision.
+    upcast = row["engine"] == "fsdp1" and row["precision"].startswith("amp") and full
+    litgpt = row["set"] == "litgpt"
+    pure = row["precision"].startswith("pure")
+    return Run(
+        setup=Setup(
+            key=trace_key(row),
+            parameter_bytes=4 if upcast or row["precision"].endswith("fp32") else 2,
+            optimizer=_OPTIMIZERS[row["optimizer"]],
+            foreach=True,
+            quantised=Quantised(row["quantised"]) if row["quantised"] else None,
+            flat_units=row["engine"] == "fsdp1",
+        ),
+        shards=int(row["gpus"]) if sharded else 1,
+        micro_batch_size=int(row["micro_batch_size"]),
+        seq_len=int(row["seq_len"]),
+        adapter_elements=adapter_elements,
+        # PEFT makes adapters of 16-bit models fp32; LitGPT's and fsdp_qlora's stay 16-bit.
+        adapter_bytes=2 if litgpt or (pure and row["set"] == "fsdp_qlora") else 4,
+        upcast_rest=_upcasts_rest(row),
+        offload=row["offload"] == "parameters",
+    )
+
+
+def points(rows: list[Row]) -> Iterator[Point]:
+    """Yield the rows that have a figure and a length, for the peers."""
+    for row in rows:
+        if row["use"] not in PREDICTED or not row["seq_len"]:
+            continue
+        sharded = row["engine"] in ("fsdp1", "fsdp2", "zero2", "zero3")
+        yield Point(
+            id=row["id"],
+            source=row["set"],
+            config=config_of(row),
+            measured_bytes=measured_bytes(row),
+            metric=row["metric"],
+            engine=row["engine"],
+            world_size=int(row["gpus"]),
+            shards=int(row["gpus"]) if sharded else 1,
+            precision="pure" if row["precision"].startswith("pure") else "mixed",
+            micro_batch_size=int(row["micro_batch_size"]),
+            seq_len=int(row["seq_len"]),
+            grad_accum_steps=int(row["grad_accum_steps"] or 1),
+            checkpointing=row["checkpointing"] in ("full", "reentrant"),
+            lora=lora_of(row),
+            quantised=row["quantised"],
+            offload=bool(row["offload"]),
+            gpu=row["gpu"],
+        )
