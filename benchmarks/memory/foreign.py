@@ -45,6 +45,7 @@ class Sizes:
     largest: int
     """The largest parameter."""
     hidden: int
+    vocab: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,11 @@ class Run:
     """Frozen weights that are not quantised are fp32 (PEFT `prepare_model_for_kbit_training`)."""
     offload: bool = False
     """Shards live in host memory."""
+    unsynced_bytes: int = 0
+    """Of each element while micro-steps accumulate under FSDP1's `no_sync`: whole gradients, frozen
+    weights' as well where one flat parameter mixes both (``use_orig_params``)."""
+    kept_by_tool: float = 0.0
+    """Bytes a token that the tool's own layer keeps beyond transformers', without recomputation."""
 
 
 def peak(profile: ActivationProfile, sizes: Sizes, run: Run) -> tuple[float, str]:
@@ -97,7 +103,7 @@ class _States:
         state = optimizers.state_bytes_per_element(setup.optimizer, width) * trained
         weights = base - scales + (width * trained if frozen else 0)
         self.resting = 0.0 if run.offload else (weights + state) / shards
-        self.resting += scales
+        self.resting += scales + run.unsynced_bytes * sizes.total
         self.step_gradients = 0.0 if run.offload else width * trained / shards
         self.step_work = 0.0
         if not run.offload:
@@ -154,6 +160,9 @@ class _Walk:
         frozen = run.adapter_elements > 0
         reentrant = run.setup.key.checkpointing is Checkpointing.REENTRANT
         self._holds_inputs = states.sharded and frozen and reentrant
+        self._kept = 0.0
+        if run.setup.key.checkpointing is Checkpointing.NONE:
+            self._kept = run.kept_by_tool * run.micro_batch_size * run.seq_len
 
     def forward(self) -> Iterator[tuple[str, float]]:
         """Yield the phases up to the loss."""
@@ -162,6 +171,7 @@ class _Walk:
         for place, kind in enumerate(profile.layers):
             gathered = states.root + 2 * states.layer + states.work
             yield self._phase(f"layer {place}", profile.kinds[kind].forward, gathered)
+            self._live += self._kept
         yield self._phase("head", profile.head_forward, states.root)
         yield self._phase("loss", profile.loss_forward, states.root)
 
@@ -179,6 +189,7 @@ class _Walk:
             layer = profile.kinds[profile.layers[place]]
             gathered = states.root + states.layer * (2 if place else 1) + states.work
             yield self._phase(f"layer {place} backward", layer.backward, gathered)
+            self._live -= self._kept
             if self._holds_inputs:
                 self._live -= 2 * self._at(layer.backward.end)
         yield self._phase("embedding backward", profile.embedding_backward, states.root)

@@ -8,6 +8,7 @@ from typing import Any
 
 import published
 from foreign import Run, Sizes, peak
+from losses import with_loss
 from published import Row
 
 from autotune.memory.profile import ActivationProfile
@@ -48,6 +49,7 @@ def sizes_of(config_json: str) -> Sizes:
         projections=projections,
         largest=max(p.numel() for p in model.parameters()),
         hidden=model.get_input_embeddings().weight.shape[1],
+        vocab=model.get_input_embeddings().weight.shape[0],
     )
 
 
@@ -76,7 +78,14 @@ def predict(row: Row) -> tuple[float, str, Run]:
     config = json.dumps(published.config_of(row), sort_keys=True)
     sizes = sizes_of(config)
     run = published.run_of(row, adapter_elements(row, sizes))
-    found, top = peak(profile_of(config, run.setup.key), sizes, run)
+    profile = with_loss(
+        profile_of(config, run.setup.key),
+        published.loss_of(row),
+        sizes.vocab,
+        sizes.hidden,
+        head_trains=row["method"] == "full",
+    )
+    found, top = peak(profile, sizes, run)
     return found, top, run
 
 

@@ -21,7 +21,6 @@ from points import Point
 from autotune.memory.setup import (
     Attention,
     Checkpointing,
-    Loss,
     Optimizer,
     Quantised,
     Regime,
@@ -67,9 +66,8 @@ def config_of(row: Row) -> dict[str, Any]:
 
 def gpu_memory_bytes(row: Row) -> int | None:
     """Return what a row's GPU holds, or None where the source or the catalogue does not say."""
-    if not row["gpu"]:
-        return None
-    return load_hardware(row["gpu"], 1).gpu.memory_bytes
+    known = {name for file in ("gpus", "gpus_pcie", "gpus_rtx") for name in read_catalogue(file)}
+    return load_hardware(row["gpu"], 1).gpu.memory_bytes if row["gpu"] in known else None
 
 
 def measured_bytes(row: Row) -> float | None:
@@ -95,8 +93,11 @@ def lora_of(row: Row) -> Lora | None:
         return None
     targets = row["lora_targets"].split()
     if row["set"] == "litgpt":
-        modules = _MODULES.get(config_of(row)["model_type"], _MODULES["llama"])
-        named = [m for t in targets for m in modules[_LITGPT[t]].split()]
+        config = config_of(row)
+        modules = _MODULES.get(config["model_type"], _MODULES["llama"])
+        # PEFT does not put an adapter on a head that is the embedding.
+        tied = config.get("tie_word_embeddings", False)
+        named = [m for t in targets if not (t == "head" and tied) for m in modules[_LITGPT[t]].split()]
     elif row["set"] == "qwen1":
         named = list(_QWEN1)
     else:
@@ -113,14 +114,6 @@ _CHECKPOINTING = {
     # The Trainer's default until transformers 5 is the reentrant form.
     "full": Checkpointing.REENTRANT,
     "reentrant": Checkpointing.REENTRANT,
-}
-_LOSSES = {
-    "transformers": Loss.TRANSFORMERS,
-    "litgpt": Loss.CHUNKED,
-    "chunked": Loss.CHUNKED,
-    "fused_linear": Loss.FUSED_LINEAR,
-    "fast_ce": Loss.PLAIN,
-    "torchtune": Loss.TRANSFORMERS,
 }
 _OPTIMIZERS = {
     "adamw": Optimizer.ADAMW,
@@ -139,10 +132,15 @@ def trace_key(row: Row) -> TraceKey:
         attention=Attention.FLASH if row["attention"] == "flash" else Attention.SDPA,
         windowed=_windowed(row),
         checkpointing=_CHECKPOINTING[row["checkpointing"]],
-        loss=_LOSSES[row["loss"]],
-        fused_kernels=row["kernels"] == "fms-fused",
         adapter=lora_of(row),
     )
+
+
+def loss_of(row: Row) -> str:
+    """Return the name of a row's loss in `losses`."""
+    if row["model"] == "santacoder" and row["loss"] == "transformers":
+        return "bigcode" if row["precision"].startswith("pure") else "bigcode autocast"
+    return {"chunked": "litgpt"}.get(row["loss"], row["loss"])
 
 
 def _windowed(row: Row) -> bool:
@@ -153,6 +151,30 @@ def _windowed(row: Row) -> bool:
 def _upcasts_rest(row: Row) -> bool:
     """Say whether PEFT's k-bit preparation made norms and embeddings fp32; not under FSDP."""
     return row["kernels"] == "peft-kbit" and row["engine"] == "single"
+
+
+def _kept_by_litgpt(row: Row) -> float:
+    """Return what a layer of LitGPT keeps of a token beyond transformers' layer, in bytes.
+
+    Read in litgpt 0.4 ``model.py`` and ``lora.py`` and bitsandbytes 0.41, and seen by
+    `saved_tensors_hooks` on that code: values that are a view keep the whole fused projection, or
+    keys and values are repeated for every query head; an update of some of q, k, v is padded and
+    both are kept; the adapter's dropout keeps its mask; a 4-bit product keeps its input.
+    """
+    config = config_of(row)
+    hidden = config["hidden_size"]
+    heads = config["num_attention_heads"]
+    queries = config.get("head_dim", hidden // heads) * heads
+    values = queries * config.get("num_key_value_heads", heads) // heads
+    kept = 2 * (queries + values) if queries == values else 4 * (queries - values)
+    targets = [t for t in row["lora_targets"].split() if t in "qkv"]
+    if 0 < len(targets) < 3:
+        kept += 2 * sum(queries if t == "q" else values for t in targets)
+    if row["method"] == "lora":
+        kept += hidden
+    if row["quantised"]:
+        kept += 2 * (2 * hidden + config.get("intermediate_size", 4 * hidden))
+    return float(kept)
 
 
 def run_of(row: Row, adapter_elements: int) -> Run:
@@ -180,6 +202,8 @@ def run_of(row: Row, adapter_elements: int) -> Run:
         adapter_bytes=2 if litgpt or (pure and row["set"] == "fsdp_qlora") else 4,
         upcast_rest=_upcasts_rest(row),
         offload=row["offload"] == "parameters",
+        unsynced_bytes=2 if litgpt and sharded and int(row["grad_accum_steps"] or 1) > 1 else 0,
+        kept_by_tool=_kept_by_litgpt(row) if litgpt else 0.0,
     )
 
 
