@@ -30,9 +30,9 @@ def main() -> int:
 
 
 def _trace(config: dict[str, Any], keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from autotune.runner.trace.profiles import trace_profile
+    from autotune.runner.trace.profiles import trace_profiles
 
-    return [profile_to_json(trace_profile(config, key_from_json(key))) for key in keys]
+    return list(map(profile_to_json, trace_profiles(config, list(map(key_from_json, keys)))))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -17,7 +16,7 @@ from autotune.runner import ulysses
 from autotune.runner.loss import token_weighted_loss
 from autotune.runner.trace import models, regimes
 from autotune.runner.trace.ledger import Ledger
-from autotune.runner.ulysses import ATTENTION_NAME, AttentionContext, document_mask
+from autotune.runner.ulysses import AttentionContext, document_mask
 
 EMBEDDING, HEAD, LOSS = "embedding", "head", "loss"
 LOSS_BACK, HEAD_BACK, EMBEDDING_BACK = "loss back", "head back", "embedding back"
@@ -28,33 +27,20 @@ def layer_phase(place: int, *, back: bool) -> str:
     return f"layer {place} back" if back else f"layer {place}"
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Ledgers of a micro-step at one size."""
-
-    training: Ledger
-    evaluation: Ledger
-
-
 class Tracer:
     """A cut model, ready to be run at several sizes."""
 
-    def __init__(self, config: dict[str, Any], key: TraceKey, cp: int) -> None:
-        """Build it.
+    def __init__(self, cut: models.Cut, key: TraceKey, cp: int) -> None:
+        """Wrap the model as the key's engine does.
 
         Args:
-            config: the Hugging Face config with ``model_type``.
+            cut: this tracer's own, without storage.
             key: what decides the allocations.
             cp: ranks of a sequence; 1 when not `key.exchanged`.
         """
         self._key = key
         self._cp = cp
-        self.cut = models.build(
-            config,
-            dtype=regimes.WEIGHTS[key.regime],
-            attention=ATTENTION_NAME,
-            adapter=key.adapter,
-        )
+        self.cut = cut
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._mode:
             models.materialise(self.cut)
@@ -62,9 +48,13 @@ class Tracer:
         self._ledger: Ledger | None = None
         self._mark_phases()
 
-    def run(self, batch: int, local: int) -> Trace:
-        """Trace a training micro-step and an evaluation of `batch` sequences of `local` tokens."""
-        return Trace(self._run(batch, local, self._train), self._run(batch, local, self._evaluate))
+    def train(self, batch: int, local: int) -> Ledger:
+        """Trace a training micro-step of `batch` sequences of `local` tokens."""
+        return self._run(batch, local, self._train)
+
+    def evaluate(self, batch: int, local: int) -> Ledger:
+        """Trace an evaluation of as much."""
+        return self._run(batch, local, self._evaluate)
 
     def _run(self, batch: int, local: int, step: Any) -> Ledger:
         copies = {layer_phase(i, back=False): n for i, n in enumerate(self.cut.copies)}
@@ -153,6 +143,8 @@ class Tracer:
             if hidden.requires_grad:
                 hidden.register_hook(lambda _: self._enter(layer_phase(place, back=True)))
             if is_last and self._ledger is not None and self._ledger.phase == own:
+                # Of the layers it stands for, each output goes when the next layer has run.
+                self._ledger.count_once(hidden)
                 self._ledger.enter_with_next(HEAD)
 
         return mark
