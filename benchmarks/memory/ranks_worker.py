@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ranks_timeline import Window, mark, record
+from ranks_timeline import mark, record, settle_collectives
 from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor
 
@@ -153,6 +153,7 @@ class MarkingTimer(StepTimer):
 
 def measure(request: Request, answer: Answer) -> dict[str, Any]:
     """Train, evaluate, gather the weights; return the windows and what stays."""
+    settle_collectives()  # before DeepSpeed looks them up
     session = open_session(request, answer)
     phases, found = Phases(), {}
     phases.install()
