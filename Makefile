@@ -74,6 +74,7 @@ gpu: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 gpu: $(SETUP)
 	$(PYTEST) tests/gpu
 	$(RUN) benchmarks/gpu_grid.py
+	$(RUN) benchmarks/memory/gpu.py
 
 bench-cli: $(SETUP)
 	$(RUN) benchmarks/cli_speed.py

@@ -185,6 +185,7 @@ def run_cell(grid: Grid, cell: Cell) -> None:
     for record in read_rungs(request, ended.results, ended.outcome, ended.message):
         estimate = family.rung(record.plan_object.micro_batch_size)
         row = row_of(record, estimate, grid.device, cell.adapter is not None, baseline(ended))
+        row["device_used_bytes"] = device_used(ended, record.plan_object.micro_batch_size)
         grid.rows.append(row)
         print(describe(row), flush=True)
     if ended.outcome not in ("ok", "oom"):
@@ -238,6 +239,14 @@ def make_request(grid: Grid, family: Family, workload: Workload, folder: Path) -
 
 def baseline(ended: Ended) -> int:
     return max((result.baseline_bytes for result in ended.results), default=0)
+
+
+def device_used(ended: Ended, micro_batch_size: int) -> int | None:
+    """Return what a rung took of the whole device, as NVML counts it; None on CPU."""
+    rungs = [rung for result in ended.results for rung in result.rungs]
+    parts = [p for r in rungs if r.micro_batch_size == micro_batch_size for p in r.accumulations]
+    used = [part.device_used_bytes for part in parts if part.device_used_bytes is not None]
+    return max(used, default=None)
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -295,8 +304,8 @@ def cuda_gpu_present() -> bool:
     return done.returncode == 0 and "GPU " in done.stdout
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--model", help="default: by the memory of the GPU")
     parser.add_argument("--seq-len", type=int, default=2048)
@@ -311,7 +320,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--launch-timeout", default="10m")
     parser.add_argument("--budget", help="start no launch after this time, such as 20m")
     parser.add_argument("--out", type=Path, help="default: reports/examples/GPU")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

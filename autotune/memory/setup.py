@@ -77,6 +77,8 @@ class TraceKey:
     attention: Attention = Attention.RUNNER
     exchanged: bool = False
     """Sequence parallel: attention swaps tokens for heads (``cp > 1``)."""
+    single: bool = False
+    """Exchanged, and the micro-batch is one sequence: some copies fall away."""
     windowed: bool = False
     """The sequence is longer than the model's window."""
     checkpointing: Checkpointing = Checkpointing.NONE
@@ -146,6 +148,7 @@ def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: Hardwar
             regime=Regime.FP32 if fp32 else _BF16_REGIMES[plan.engine],
             packed=workload.packing,
             exchanged=plan.cp > 1,
+            single=plan.cp > 1 and plan.micro_batch_size == 1,
             windowed=model.num_window_layers_at(workload.seq_len) > 0,
             checkpointing=_checkpointing(plan),
             adapter=workload.adapter,

@@ -33,6 +33,8 @@ class Peak:
     allocated_bytes: int
     reserved_bytes: int
     alloc_retries: int
+    device_used_bytes: int | None = None
+    """CUDA: taken on the whole device, as NVML counts it; context and libraries are in it."""
 
 
 class CudaGauge:
@@ -66,11 +68,17 @@ class CudaGauge:
         self._retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)
 
     def read(self) -> Peak:
-        """Return the peak since `reset`."""
+        """Return the peak since `reset`.
+
+        The allocator gives nothing back to the device by itself, so what the device has given by
+        now is the peak of that as well.
+        """
+        free, total = torch.cuda.mem_get_info()
         return Peak(
             allocated_bytes=torch.cuda.max_memory_allocated(),
             reserved_bytes=torch.cuda.max_memory_reserved(),
             alloc_retries=torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries,
+            device_used_bytes=total - free,
         )
 
     def now_s(self) -> float:

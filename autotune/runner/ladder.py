@@ -201,6 +201,7 @@ class Ladder(TrainerCallback):
                 peak_allocated_bytes=peak.allocated_bytes,
                 peak_reserved_bytes=peak.reserved_bytes,
                 alloc_retries=peak.alloc_retries,
+                device_used_bytes=peak.device_used_bytes,
             )
         )
         if segment.last_of_rung:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from autotune.runner.answer import Answer
 from autotune.runner.data import TrainingData
@@ -80,8 +81,9 @@ def _schedule(
         "max_steps": total_steps,
         "logging_steps": settings.logging_steps,
         "logging_first_step": True,
+        # `save_total_limit` is RunLog's: Trainer deletes the old checkpoint before the other ranks
+        # have written their parts of the new one.
         "save_strategy": "steps" if settings.save_steps else "no",
-        "save_total_limit": settings.save_total_limit,
         "report_to": ["tensorboard"] if settings.use_tensorboard else [],
     }
     if settings.save_steps:
@@ -131,6 +133,7 @@ class RunLog(TrainerCallback):
         self._trainer = trainer
         self._steps_per_epoch = steps_per_epoch
         self._identity = identity
+        self._save_total_limit = request.train.save_total_limit if request.train else None
         self._step_start = time.perf_counter()
         self._tokens = 0
         self._seconds = 0.0
@@ -182,12 +185,13 @@ class RunLog(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Declare the checkpoint whole once every rank has written its part."""
+        """Declare the checkpoint whole once every rank has written its part; then drop old ones."""
         self._trainer.accelerator.wait_for_everyone()
         self._answer.heartbeat()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._answer.rank == 0 and folder.is_dir():
             write_identity(folder, self._identity)
+            rotate_checkpoints(args.output_dir, self._save_total_limit)
 
     def on_log(
         self,

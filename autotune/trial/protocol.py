@@ -140,6 +140,8 @@ class AccumulationResult(_Message):
     peak_reserved_bytes: int
     """CUDA: the allocator's reserved peak. CPU: the larger of that and the growth of VmData."""
     alloc_retries: int = 0
+    device_used_bytes: int | None = None
+    """CUDA: taken on the whole device, as NVML counts it."""
 
 
 class RankError(_Message):

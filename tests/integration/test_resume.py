@@ -7,13 +7,15 @@ norms and the last held-out loss of both are equal bit for bit, and so are the f
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from autotune.errors import AutotuneError
 from autotune.spec.workload import Workload
-from autotune.trial.checkpoint import is_whole
+from autotune.trial.checkpoint import IDENTITY_FILE, is_whole
 from autotune.trial.launch import run_launch
 from autotune.trial.protocol import Outcome, Request
 from tests.integration.ranks import LIMITS, logged, make_plan, run_well, training_request
@@ -102,3 +104,47 @@ def test_a_run_resumed_in_its_own_folder_holds_each_step_once(tmp_path: Path, co
     with pytest.raises(AutotuneError, match=r"of another run \(data .* there, .* here\)"):
         train(training_request(plan, folder, **settings), tmp_path / "third")
     assert (folder / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_old_checkpoints_go_once_the_new_one_is_whole(tmp_path: Path, corpus: Path) -> None:
+    settings = {
+        "data": corpus,
+        "workload": Workload(seq_len=64, global_batch_size=2),
+        "max_steps": 6,
+        "save_steps": 2,
+        "save_total_limit": 1,
+    }
+    plan = make_plan("zero2", 2)
+    train(training_request(plan, tmp_path / "run", **settings), tmp_path / "launch")
+    found = {path.name: is_whole(path) for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert found == {"checkpoint-6": True}
+
+
+def test_a_rank_that_dies_while_saving_costs_no_old_checkpoint(tmp_path: Path) -> None:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from autotune.runner.train import RunLog
+
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    settings = {"workload": Workload(seq_len=64, global_batch_size=2), "save_total_limit": 1}
+    plan = make_plan("ddp", 1, micro_batch_size=2)
+    request = training_request(plan, tmp_path, data=tmp_path, **settings)
+
+    def save(wait: Callable[[], None]) -> None:
+        accelerator = SimpleNamespace(wait_for_everyone=wait)
+        answer = SimpleNamespace(rank=0, heartbeat=lambda: None)
+        log = RunLog(request, answer, SimpleNamespace(accelerator=accelerator), 1.0, {"model": "x"})
+        arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        log.on_save(arguments, TrainerState(global_step=4), TrainerControl())
+
+    def killed() -> None:
+        raise ConnectionError("rank 1 is gone")
+
+    with pytest.raises(ConnectionError):
+        save(killed)
+    assert (tmp_path / "checkpoint-2").is_dir()
+    save(lambda: None)
+    assert not (tmp_path / "checkpoint-2").exists()
+    assert (tmp_path / "checkpoint-4" / IDENTITY_FILE).is_file()

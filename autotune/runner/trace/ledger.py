@@ -1,0 +1,191 @@
+"""`Ledger`: the bytes alive after every operator, by the phase that allocated them."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+# What `_storage_Use_Count` says of a storage with one tensor while Python looks at it.
+_ONE_TENSOR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Bytes alive after an operator that changed them."""
+
+    phase: str
+    live: int
+    scaled: int
+    """As `live`, each byte counted as often as `Ledger.copies` says of its birth phase."""
+    gradient_elements: int
+    """Of parameter gradients finished since the phase began."""
+    operator: str
+
+
+@dataclass(slots=True)
+class _Held:
+    reference: weakref.ref[Any]
+    size: int
+    copies: int
+
+
+class Ledger(TorchDispatchMode):
+    """Count storages from the operator that makes them until their last tensor is gone.
+
+    Finished gradients of parameters leave the count: they are the engine's.
+    """
+
+    def __init__(self, copies: dict[str, int]) -> None:
+        """Start empty.
+
+        Args:
+            copies: of the bytes born in a phase, how many the full model has of each; 1 where a
+                phase is not named.
+        """
+        super().__init__()
+        self._copies = copies
+        self._held: dict[int, _Held] = {}
+        self._live = self._scaled = 0
+        self._gradient_elements = 0
+        self.phase = ""
+        self._next_phase = ""
+        self.events: list[Event] = []
+        self.ends: dict[str, Event] = {}
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leave tensors out that live through the trace: parameters, buffers."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._held[storage._cdata] = _Held(weakref.ref(storage), 0, 1)
+
+    def enter(self, phase: str) -> None:
+        """End the phase under way and begin another."""
+        if self.phase:
+            self.ends[self.phase] = self._event("end")
+        self.phase = phase
+        self._gradient_elements = 0
+        self.events.append(self._event("start"))
+
+    def enter_with_next(self, phase: str) -> None:
+        """Begin another phase with the next operator, when the caller's frames have let go."""
+        self._next_phase = phase
+
+    def finish(self) -> None:
+        """End the last phase."""
+        self.ends[self.phase] = self._event("end")
+
+    def finish_gradient(self, parameter: torch.nn.Parameter) -> None:
+        """Move a parameter's gradient out of the count, and drop it."""
+        assert parameter.grad is not None
+        held = self._held.get(parameter.grad.untyped_storage()._cdata)
+        if held is not None:
+            self._add(held, -held.size)
+            held.size = 0
+        parameter.grad = None
+        self._gradient_elements += parameter.numel()
+        self.events.append(self._event("gradient"))
+
+    def add(self, tensor: torch.Tensor, size: int | None = None) -> None:
+        """Count a tensor's storage, unless it is counted already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._held:
+            return
+        reference = weakref.ref(storage, partial(self._free, key))
+        held = _Held(reference, 0, self._copies.get(self.phase, 1))
+        self._held[key] = held
+        held.size = storage.nbytes() if size is None else size
+        self._add(held, held.size)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator and note what is alive after it."""
+        if self._next_phase:
+            self.enter(self._next_phase)
+            self._next_phase = ""
+        before = self._live
+        summed = func is torch.ops.aten.add.Tensor and _sums_gradients(args)
+        output = _run(func, args, kwargs or {})
+        if summed:
+            # A fake tensor is summed into a new one, a real one in place.
+            self._hand_over(args[0], output)
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor)
+        if self._live != before or not self.events or self.events[-1].live != self._live:
+            self.events.append(self._event(str(func)))
+        return output
+
+    def _hand_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        held = self._held.get(old.untyped_storage()._cdata)
+        if held is not None:
+            size, held.size = held.size, 0
+            self._add(held, -size)
+            self.add(new, size)
+
+    def _free(self, key: int, _: object) -> None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            self._add(held, -held.size)
+
+    def _add(self, held: _Held, size: int) -> None:
+        self._live += size
+        self._scaled += size * held.copies
+
+    def _event(self, operator: str) -> Event:
+        return Event(self.phase, self._live, self._scaled, self._gradient_elements, operator)
+
+    def by_phase(self) -> dict[str, list[Event]]:
+        """Return the events of each phase, in order."""
+        found = defaultdict(list)
+        for event in self.events:
+            found[event.phase].append(event)
+        return found
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator; grouped products in fp32 by way of bf16, for which alone a fake one exists.
+
+    The real one takes fp32 (its CPU kernel is a loop over `mm`) and allocates the output alone.
+    """
+    if func is not torch.ops.aten._grouped_mm.default or args[0].dtype is torch.bfloat16:
+        return func(*args, **kwargs)
+    halves = [
+        a.to(torch.bfloat16) if torch.is_tensor(a) and a.is_floating_point() else a for a in args
+    ]
+    output = func(*halves, **kwargs)
+    return torch.empty_strided(output.shape, output.stride(), dtype=args[0].dtype)
+
+
+def _sums_gradients(args: tuple[Any, ...]) -> bool:
+    """Say whether autograd sums two gradients that meet, and would do so in place.
+
+    `InputBuffer::accumulate` of torch/csrc/autograd/input_buffer.cpp: in place when gradients of
+    gradients are off and nothing else holds the first one. No subclass, no dispatch mode: so never
+    under a trace. An operator's own backward formula adds nothing in the models' code; a Python
+    function's may.
+    """
+    node = torch._C._current_autograd_node()
+    if node is None or torch.is_grad_enabled() or hasattr(node, "saved_tensors"):
+        return False
+    first, second = args[:2]
+    if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
+        return False
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    storage = first.untyped_storage()
+    dense = storage.nbytes() == first.nbytes
+    return dense and torch._C._storage_Use_Count(storage._cdata) == _ONE_TENSOR

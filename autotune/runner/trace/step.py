@@ -1,0 +1,175 @@
+"""One micro-step of a model under fake tensors, cut into the phases of a profile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from autotune.memory.setup import TraceKey
+from autotune.runner import ulysses
+from autotune.runner.loss import token_weighted_loss
+from autotune.runner.trace import models, regimes
+from autotune.runner.trace.ledger import Ledger
+from autotune.runner.ulysses import ATTENTION_NAME, AttentionContext, document_mask
+
+EMBEDDING, HEAD, LOSS = "embedding", "head", "loss"
+LOSS_BACK, HEAD_BACK, EMBEDDING_BACK = "loss back", "head back", "embedding back"
+
+
+def layer_phase(place: int, *, back: bool) -> str:
+    """Return the name of a layer's phase."""
+    return f"layer {place} back" if back else f"layer {place}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Ledgers of a micro-step at one size."""
+
+    training: Ledger
+    evaluation: Ledger
+
+
+class Tracer:
+    """A cut model, ready to be run at several sizes."""
+
+    def __init__(self, config: dict[str, Any], key: TraceKey, cp: int) -> None:
+        """Build it.
+
+        Args:
+            config: the Hugging Face config with ``model_type``.
+            key: what decides the allocations.
+            cp: ranks of a sequence; 1 when not `key.exchanged`.
+        """
+        self._key = key
+        self._cp = cp
+        self.cut = models.build(
+            config,
+            dtype=regimes.WEIGHTS[key.regime],
+            attention=ATTENTION_NAME,
+            adapter=key.adapter,
+        )
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._mode:
+            models.materialise(self.cut)
+            self._outside = regimes.wrap(self.cut, key.regime, key.checkpointing)
+        self._ledger: Ledger | None = None
+        self._mark_phases()
+
+    def run(self, batch: int, local: int) -> Trace:
+        """Trace a training micro-step and an evaluation of `batch` sequences of `local` tokens."""
+        return Trace(self._run(batch, local, self._train), self._run(batch, local, self._evaluate))
+
+    def _run(self, batch: int, local: int, step: Any) -> Ledger:
+        copies = {layer_phase(i, back=False): n for i, n in enumerate(self.cut.copies)}
+        ledger = Ledger(copies)
+        with self._mode, _own_context(self._cp):
+            ledger.ignore([*self.cut.model.parameters(), *self.cut.model.buffers()])
+            self._ledger = ledger
+            with ledger:
+                ledger.enter(EMBEDDING)
+                step(self._batch(batch, local))
+                ledger.finish()
+            self._ledger = None
+        return ledger
+
+    def _batch(self, batch: int, local: int) -> dict[str, torch.Tensor]:
+        """Make what the loader hands over; `autotune.runner.data.loader`."""
+        made = {
+            name: torch.zeros(batch, local, dtype=torch.long)
+            for name in ("input_ids", "position_ids", "shift_labels")
+        }
+        if self._key.packed:
+            size = local * self._cp
+            made["full_document_ids"] = torch.zeros(batch, size, dtype=torch.long)
+        return made
+
+    def _train(self, inputs: dict[str, torch.Tensor]) -> None:
+        self.cut.model.train()
+        tokens = torch.ones((), dtype=torch.long)
+        loss = self._loss(inputs, tokens)
+        self._enter(LOSS_BACK)
+        loss.backward()
+
+    def _evaluate(self, inputs: dict[str, torch.Tensor]) -> None:
+        self.cut.model.eval()
+        with torch.no_grad():
+            self._loss(inputs, torch.ones(()))
+
+    def _loss(self, inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """Compute the loss as `AutotuneTrainer.compute_loss` does, with its lifetimes."""
+        logits, labels = self._forward(inputs)
+        self._enter(LOSS)
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._enter(HEAD_BACK))
+        return token_weighted_loss(logits, labels, tokens, 1)
+
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        ulysses.CONTEXT.mask = (
+            document_mask(inputs["full_document_ids"]) if self._key.packed else None
+        )
+        outputs = self.cut.model(
+            input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
+        )
+        return outputs.logits, inputs["shift_labels"]
+
+    def _enter(self, phase: str) -> None:
+        if self._ledger is not None and self._ledger.phase != phase:
+            self._ledger.enter(phase)
+
+    def _mark_phases(self) -> None:
+        last = len(self._outside) - 1
+        for place, layer in enumerate(self._outside):
+            layer.register_forward_pre_hook(self._before(place), prepend=True, with_kwargs=True)
+            layer.register_forward_hook(self._after(place, is_last=place == last))
+        for parameter in self.cut.model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._finish_gradient)
+
+    def _finish_gradient(self, parameter: nn.Parameter) -> None:
+        assert self._ledger is not None
+        self._ledger.finish_gradient(parameter)
+
+    def _before(self, place: int) -> Any:
+        def mark(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._enter(layer_phase(place, back=False))
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if place == 0 and hidden.requires_grad:
+                hidden.register_hook(lambda _: self._enter(EMBEDDING_BACK))
+
+        return mark
+
+    def _after(self, place: int, *, is_last: bool) -> Any:
+        own = layer_phase(place, back=False)
+
+        def mark(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda _: self._enter(layer_phase(place, back=True)))
+            if is_last and self._ledger is not None and self._ledger.phase == own:
+                self._ledger.enter_with_next(HEAD)
+
+        return mark
+
+
+@contextlib.contextmanager
+def _own_context(cp: int) -> Iterator[None]:
+    """Lend the attention function a context of its own and an exchange with nobody."""
+    lent = AttentionContext(cp=cp)
+    with (
+        mock.patch.object(ulysses, "CONTEXT", lent),
+        mock.patch.object(ulysses, "_all_to_all", _exchange_nothing),
+        mock.patch.object(torch.distributed, "get_rank", lambda group=None: 0),
+    ):
+        yield
+
+
+def _exchange_nothing(x: torch.Tensor, group: object) -> torch.Tensor:
+    """Allocate what `ulysses._all_to_all` does."""
+    return torch.empty_like(x.contiguous())
