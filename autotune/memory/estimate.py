@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.memory.activations import Activations, count_activations
+from autotune.memory.residuals import Residual, Residuals, ruler_of
 from autotune.memory.states import ModelStates, model_states
 from autotune.plan import Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
@@ -23,11 +24,6 @@ _NCCL_BYTES = 1 * GIB
 # allocator's own peak: one measurement of a 4-layer model on CPU.
 _CPU_ALLOCATOR_OVERHEAD = 0.125
 
-# Assumed relative error (one standard deviation) of the total. Not calibrated: measured trials of a
-# study replace it. CPU ranks carry unmodelled thread stacks and gloo buffers.
-RELATIVE_SIGMA = {"cuda": 0.10, "cpu": 0.20}
-_Z90 = 1.645
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryEstimate:
@@ -40,8 +36,8 @@ class MemoryEstimate:
     peak_instant: str
     host_bytes: int
     """Of one rank, in host memory."""
-    relative_sigma: float
-    """Assumed standard deviation of log(real / predicted)."""
+    residual: Residual
+    """Of log(real / predicted), of `measurable_bytes`."""
 
     @property
     def total_bytes(self) -> int:
@@ -50,9 +46,27 @@ class MemoryEstimate:
 
     @property
     def interval_bytes(self) -> tuple[int, int]:
-        """90% interval under the assumed error."""
-        factor = math.exp(_Z90 * self.relative_sigma)
-        return int(self.total_bytes / factor), int(self.total_bytes * factor)
+        """90% interval of what a run takes."""
+        low, high = self.residual.interval
+        return self._at(low), self._at(high)
+
+    @property
+    def expected_bytes(self) -> int:
+        """`total_bytes`, corrected by what runs measured; the same where none did."""
+        return self._at(math.exp(self.residual.bias))
+
+    @property
+    def framework_bytes(self) -> int:
+        """What a process takes outside the allocator."""
+        return self.components["framework"]
+
+    @property
+    def measurable_bytes(self) -> int:
+        """What a trial measures: the allocator's share on CUDA, all of it on CPU ranks."""
+        return self.total_bytes - self.framework_bytes
+
+    def _at(self, ratio: float) -> int:
+        return self.framework_bytes + int(self.measurable_bytes * ratio)
 
     @property
     def allocator_bytes(self) -> int:
@@ -64,7 +78,9 @@ class MemoryEstimate:
         """Return the JSON form."""
         return {
             "total_bytes": self.total_bytes,
+            "expected_bytes": self.expected_bytes,
             "interval_bytes": list(self.interval_bytes),
+            "residual": self.residual.to_dict(),
             "components": dict(self.components),
             "peak_instant": self.peak_instant,
             "instants": dict(self.instants),
@@ -95,12 +111,13 @@ def estimate_memory(
         by_instant[name] = parts
     totals = {name: sum(parts.values()) for name, parts in by_instant.items()}
     peak = max(totals, key=lambda name: totals[name])
+    measurable = totals[peak] - by_instant[peak]["framework"]
     return MemoryEstimate(
         components=by_instant[peak],
         instants=totals,
         peak_instant=peak,
         host_bytes=0 if on_cpu else states.host,
-        relative_sigma=RELATIVE_SIGMA["cpu" if on_cpu else "cuda"],
+        residual=Residuals.known(ruler_of(on_cpu=on_cpu)).predict(plan, "", measurable),
     )
 
 
