@@ -14,8 +14,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ranks_cases import MODELS, Case, cases
+from ranks_errors import COMPARED, figures, row_of, trace_all, write
 from ranks_measured import measured_row, read_rows, write_rows
 
 from autotune.trial.launch import rank_environment
@@ -24,6 +26,7 @@ from autotune.trial.protocol import REQUEST_FILE, ModelSource, Request, write_me
 
 _HERE = Path(__file__).parent
 MEASURED = _HERE / "ranks_measured.csv"
+RESULT = _HERE / "ranks.csv"
 _AT_ONCE = 15
 """Launches of one worker process, which pays for the imports once."""
 
@@ -72,10 +75,41 @@ def _add(row: dict[str, object]) -> None:
     write_rows(MEASURED, (rows[name] for name in order if name in rows))
 
 
+def compare(only: str = "") -> list[dict[str, Any]]:
+    """Estimate what was measured, print the errors; return the rows."""
+    measured = read_rows(MEASURED)
+    chosen = [case for case in cases() if case.name in measured and only in case.name]
+    trace_all(chosen)
+    rows = [row_of(case, measured[case.name]) for case in chosen]
+    for split in ("tune", "held_out"):
+        own = [row for row in rows if row["split"] == split]
+        _print(f"{split}, gross", [row["error"] for row in own])
+        _print(f"{split}, net of buckets", [row["error_net_of_buckets"] for row in own])
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        for split in ("tune", "held_out"):
+            own = [r["error"] for r in rows if r["engine"] == engine and r["split"] == split]
+            _print(f"{split} {engine}", own)
+    for name in COMPARED:
+        own = [
+            row[f"{name}_predicted"] / row[f"{name}_measured"] - 1
+            for row in rows
+            if f"{name}_predicted" in row
+        ]
+        _print(f"instant {name}", own)
+    return rows
+
+
+def _print(what: str, errors: list[float]) -> None:
+    if errors:
+        found = figures(errors)
+        shown = "  ".join(f"{k} {v:.1%}" for k, v in found.items() if k != "count")
+        print(f"{what:36s} n {found['count']:3.0f}  {shown}")
+
+
 def main() -> None:
-    """Measure what is missing, if asked, and print the errors."""
+    """Measure what is missing, if asked; write the table and print the errors."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--measure", action="store_true", help="run the cases that have no row")
     parser.add_argument("--only", default="", help="part of the name of the cases to take")
     parser.add_argument("--work", type=Path, default=None, help="keep the ranks' files here")
     arguments = parser.parse_args()
@@ -84,6 +118,9 @@ def main() -> None:
         missing = [c for c in cases() if c.name not in done and arguments.only in c.name]
         with tempfile.TemporaryDirectory() as temporary:
             measure(missing, arguments.work or Path(temporary))
+    rows = compare(arguments.only)
+    if not arguments.only:
+        write(rows, RESULT)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ COLUMNS = (
 before it.
 """
 
+_STEPS = 2
+"""Optimizer steps of a run; the last is what is read."""
+
 
 def measured_row(name: str, folder: Path, world: int) -> dict[str, Any]:
     """Read the ranks' files."""
@@ -41,7 +44,7 @@ def measured_row(name: str, folder: Path, world: int) -> dict[str, Any]:
 
 def _of_rank(windows: list[dict[str, Any]]) -> dict[str, int]:
     found: dict[str, int] = defaultdict(int)
-    steps = [w for w in windows if re.match(r"2\.\d", w["name"])]
+    steps = [w for w in windows if re.match(rf"{_STEPS}\.\d", w["name"])]
     last = max(int(w["name"].split(".")[1]) for w in steps)
     layers = max(int(m[1]) for w in steps if (m := re.search(r"backward_(\d+)", w["name"])))
     for window in steps:
@@ -50,8 +53,9 @@ def _of_rank(windows: list[dict[str, Any]]) -> dict[str, int]:
             found[column] = max(found[column], window["peak_bytes"])
     for window in windows:
         phase = window["name"].split(".")[-1]
-        if phase in ("evaluation", "gather"):
-            found[phase] = max(found[phase], window["peak_bytes"])
+        if window["name"].startswith(f"{_STEPS + 1}."):
+            column = "gather" if phase in ("gather", "end") else "evaluation"
+            found[column] = max(found[column], window["peak_bytes"])
         if phase == "prepared":
             found["prepared"] = window["start_bytes"]
         if phase == "between_steps":

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ _COLLECTIVES = (
     "reduce_scatter_single", "all_to_all_single", "broadcast",
 )  # fmt: skip
 _SETTLE_S = 0.002
+_SETTLED = "settled"
 
 
 def mark(name: str) -> None:
@@ -51,44 +52,58 @@ def record(run: Callable[[], None]) -> list[Window]:
 
 def windows_of(roots: Iterable[Any]) -> list[Window]:
     """Cut the events of a profile at its marks."""
-    events = sorted(_flat(roots), key=lambda event: event[0])
+    events = sorted(_flat(roots), key=lambda event: event.time_ns)
     live: dict[int, int] = {}
+    of_collectives: set[int] = set()
     total = start = peak = 0
     name, windows = "start", []
-    for _, what, pointer, size in events:
-        if what:
-            windows.append(
-                Window(name=name, start_bytes=start, peak_bytes=peak, end_bytes=total)
-            )
-            name, start, peak = what, total, total
-        elif size > 0:
+    for event in events:
+        if event.mark == _SETTLED:
+            total -= sum(live.pop(pointer, 0) for pointer in of_collectives)
+            of_collectives.clear()
+        elif event.mark:
+            windows.append(Window(name=name, start_bytes=start, peak_bytes=peak, end_bytes=total))
+            name, start, peak = event.mark, total, total
+        elif event.size > 0:
             # A block that is there still was released by a thread the profiler does not follow.
-            total += size - live.pop(pointer, 0)
-            live[pointer] = size
+            total += event.size - live.pop(event.pointer, 0)
+            live[event.pointer] = event.size
             peak = max(peak, total)
+            (of_collectives.add if event.of_collective else of_collectives.discard)(event.pointer)
         else:
-            total -= live.pop(pointer, 0)
+            total -= live.pop(event.pointer, 0)
     windows.append(Window(name=name, start_bytes=start, peak_bytes=peak, end_bytes=total))
     return windows
 
 
-def _flat(roots: Iterable[Any]) -> Iterable[tuple[int, str, int, int]]:
-    """Yield time, mark, address and size of marks and memory events."""
-    waiting = list(roots)
+class _Event(NamedTuple):
+    time_ns: int
+    mark: str
+    pointer: int = 0
+    size: int = 0
+    of_collective: bool = False
+    """Allocated inside a collective, so released by the process group's thread."""
+
+
+def _flat(roots: Iterable[Any]) -> Iterable[_Event]:
+    """Yield marks and memory events."""
+    waiting = [(root, False) for root in roots]
     while waiting:
-        event = waiting.pop()
-        waiting += event.children
+        event, inside = waiting.pop()
         if event.typed[0] == _EventType.Allocation:
             fields = event.extra_fields
-            yield event.start_time_ns, "", fields.ptr, fields.alloc_size
+            yield _Event(event.start_time_ns, "", fields.ptr, fields.alloc_size, inside)
         elif event.name.startswith(_PREFIX):
-            yield event.start_time_ns, event.name.removeprefix(_PREFIX), 0, 0
+            yield _Event(event.start_time_ns, event.name.removeprefix(_PREFIX))
+        inside = inside or event.name.startswith("c10d::")
+        waiting += [(child, inside) for child in event.children]
 
 
 def settle_collectives() -> None:
     """Let gloo's threads drop their references before the rank drops its own.
 
-    The last one to drop a tensor releases its memory, and the profiler sees this thread alone.
+    The last one to drop a tensor releases its memory, and the profiler sees this thread alone. What
+    a collective allocates for itself is released by gloo's thread: a mark says that it is by then.
     """
 
     def settled(collective: Any) -> Any:
@@ -96,6 +111,7 @@ def settle_collectives() -> None:
         def call(*args: Any, **kwargs: Any) -> Any:
             work = collective(*args, **kwargs)
             time.sleep(_SETTLE_S)
+            mark(_SETTLED)
             return work
 
         return call

@@ -206,6 +206,8 @@ class _StepMarks(trainer_module.TrainerCallback):
         parameters = list(model.parameters())
         kept = [v for s in optimizer.optimizer.state.values() for v in s.values()]
         kept += [p for g in optimizer.optimizer.param_groups for p in g["params"]]
+        kept += getattr(optimizer.optimizer, "fp32_partitioned_groups_flat", [])  # ZeRO-3
+        parameters = [getattr(p, "ds_tensor", p) for p in parameters]
         self._found["parameters"] = _bytes(parameters)
         self._found["optimizer"] = _bytes(kept, but=parameters)
         self._phases.step += 1
