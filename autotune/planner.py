@@ -10,6 +10,8 @@ from typing import Any
 
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.memory import MemoryEstimate, Verdict, estimate_memory, fit_probability, verdict
+from autotune.memory.knowledge import model_key
+from autotune.memory.residuals import Residual, Residuals
 from autotune.plan import Plan, Recompute
 from autotune.rules import Violation, check_plan, check_strategy
 from autotune.spec.hardware import HardwareSpec, check_precision
@@ -131,16 +133,28 @@ def make_plan(
 
 
 def estimate_plan(
-    model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    hardware: HardwareSpec,
+    residuals: Residuals | None = None,
 ) -> Estimate:
     """Check and estimate one plan; a broken rule is reported in `violations`, not raised.
+
+    Args:
+        model: The model.
+        workload: What every configuration does alike.
+        plan: The configuration.
+        hardware: Where it runs.
+        residuals: How far real memory lies from the predicted (`memory.knowledge.residuals_for`);
+            None takes the committed records alone.
 
     Raises:
         AutotuneError: the device has no matrix units for the workload's precision.
     """
     check_precision(hardware.gpu, workload.precision)
     violations = check_plan(plan, model, workload, hardware)
-    memory = estimate_memory(model, workload, plan, hardware)
+    memory = predict_memory(model, workload, plan, hardware, residuals)
     chance = fit_probability(memory, hardware)
     return Estimate(
         plan=plan,
@@ -152,6 +166,28 @@ def estimate_plan(
     )
 
 
+def predict_memory(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    hardware: HardwareSpec,
+    residuals: Residuals | None = None,
+) -> MemoryEstimate:
+    """Estimate the memory of one plan, with the residual of its kind; see `estimate_plan`."""
+    memory = estimate_memory(model, workload, plan, hardware)
+    if residuals is None:
+        return memory
+    residual = residuals.predict(plan, model_key(model), memory.measurable_bytes)
+    return replace(memory, residual=residual)
+
+
+def judged(estimate: Estimate, hardware: HardwareSpec, residual: Residual) -> Estimate:
+    """Return an estimate under another residual."""
+    memory = replace(estimate.memory, residual=residual)
+    chance = fit_probability(memory, hardware)
+    return replace(estimate, memory=memory, fit_probability=chance, verdict=verdict(chance))
+
+
 def rank_plans(
     model: ModelSpec,
     workload: Workload,
@@ -161,6 +197,7 @@ def rank_plans(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    residuals: Residuals | None = None,
 ) -> Ranking:
     """Estimate the whole space and order it.
 
@@ -176,6 +213,7 @@ def rank_plans(
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
         recompute=recompute,
+        residuals=residuals,
     )
     if ranking.candidates[0].verdict is Verdict.OOM:
         raise NothingFitsError(nothing_fits(model, hardware, ranking.candidates))
@@ -191,6 +229,7 @@ def estimate_space(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    residuals: Residuals | None = None,
 ) -> Ranking:
     """Estimate the whole space and order it, also when nothing fits.
 
@@ -216,7 +255,7 @@ def estimate_space(
             reason = f"{broken[0].message} {broken[0].hint}"
             rejected.append(Rejected(plan=plan, code=broken[0].code, reason=reason))
         else:
-            candidates.append(estimate_plan(model, workload, plan, hardware))
+            candidates.append(estimate_plan(model, workload, plan, hardware, residuals))
     if not candidates:
         reasons = {r.code: r.reason for r in reversed(rejected)}
         common = Counter(r.code for r in rejected).most_common(2)

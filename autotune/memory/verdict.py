@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 
 from autotune.memory.estimate import MemoryEstimate
+from autotune.memory.residuals import Residual
 from autotune.spec.hardware import HardwareSpec
 
 # Bounds on the probability of fitting.
 _FITS, _OOM = 0.9, 0.1
+
+HOST_RESIDUAL = Residual(source="assumed", count=0, bias=0.0, scale=0.1, degrees=4.0)
+"""Of host memory: trials do not measure it yet."""
 
 
 class Verdict(StrEnum):
@@ -17,20 +20,21 @@ class Verdict(StrEnum):
 
     FITS = "fits"
     AT_RISK = "at_risk"
-    """The assumed error of the estimate does not decide it."""
+    """The error of the estimate does not decide it."""
     OOM = "oom"
 
 
 def fit_probability(memory: MemoryEstimate, hardware: HardwareSpec) -> float:
     """Return the chance that device and host memory both suffice.
 
-    Assumes log(real / predicted) is normal with mean 0 and the estimate's sigma, an assumption that
-    is not calibrated yet.
+    What a trial measures varies by the estimate's residual; the CUDA context is taken as stated.
+    The smaller of the two chances counts: what makes one too small makes the other so as well.
     """
-    chance = _chance(hardware.gpu.memory_bytes, memory.total_bytes, memory.relative_sigma)
+    free = hardware.gpu.memory_bytes - memory.framework_bytes
+    chance = memory.residual.chance_below(free / memory.measurable_bytes)
     host = memory.host_bytes * hardware.gpus_per_node
     if host:
-        chance = min(chance, _chance(hardware.host_memory_bytes, host, memory.relative_sigma))
+        chance = min(chance, HOST_RESIDUAL.chance_below(hardware.host_memory_bytes / host))
     return chance
 
 
@@ -39,7 +43,3 @@ def verdict(probability: float) -> Verdict:
     if probability >= _FITS:
         return Verdict.FITS
     return Verdict.OOM if probability <= _OOM else Verdict.AT_RISK
-
-
-def _chance(capacity: int, needed: int, sigma: float) -> float:
-    return 0.5 * (1 + math.erf(math.log(capacity / needed) / (sigma * math.sqrt(2))))

@@ -20,7 +20,7 @@ from typing import Any
 from autotune import __version__
 from autotune.errors import AutotuneError
 from autotune.search.content import data_digest, tokenizer_digest
-from autotune.spec.hardware import HardwareSpec
+from autotune.spec.hardware import HardwareSpec, cpu_name
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
@@ -113,12 +113,8 @@ def data_counts(folder: Path) -> DataCounts | None:
 
 def fingerprint(hardware: HardwareSpec) -> str:
     """Return a text that is equal on machines whose measurements may be compared."""
-    cpu = ""
-    if hardware.gpu.is_cpu:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip() + ", "
-                break
+    name = cpu_name() if hardware.gpu.is_cpu else ""
+    cpu = f"{name}, " if name else ""
     cores = len(os.sched_getaffinity(0))
     return f"{hardware.num_gpus} x {hardware.gpu.name}, {cpu}{cores} cores"
 
