@@ -1,209 +1,283 @@
-"""Peaks of runs by other tools: a traced profile with the states of one process or of FSDP1.
+"""Engines of other tools, for the estimator's own walk through a step: one process, and FSDP1.
 
-The runner of this project has neither, so their compositions live here; profile, optimizer and
-quantised terms are the estimator's own.
+The runner of this project has neither, so they live beside the published runs that need them.
 
 FSDP1, from torch 2.13 ``torch/distributed/fsdp`` (`_runtime_utils.py`, `_flat_param.py`):
 
-- a unit's flat parameter is gathered in the compute type; backward prefetches the next unit, the
+- a unit's flat parameter is gathered in the compute type; backward prefetches the next unit; the
   root unit (embedding, head, final norm) stays gathered from forward to the end of backward
-  (`_post_forward_reshard` never frees the root);
+  (`_post_forward_reshard` never frees the root), and its gradients wait whole for the embedding's;
 - under mixed precision accelerate makes the flat parameters that train fp32;
 - 4-bit weights are gathered packed, while their scales are whole on every rank;
+- in `no_sync` gradients stay whole; those of a flat parameter that mixes frozen and trained weights
+  (``use_orig_params``) have room for the frozen ones too;
 - a frozen unit waits for backward by `register_multi_grad_hook` on its inputs
   (`_register_post_backward_reshard_only_hook`), whose nodes hold the inputs until the end of
   backward. Under reentrant checkpointing these are detached copies with a gradient each: a
-  recomputed layer's input and its gradient both stay.
+  recomputed layer's input and its gradient both stay (`holding_inputs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autotune.memory import optimizers, quantised
-from autotune.memory.profile import ActivationProfile, Phase, Polynomial, features
-from autotune.memory.setup import Checkpointing, Quantised, Setup
+from autotune.memory import quantised
+from autotune.memory.engines.base import Bytes, EngineMemory, Place, Runs, Work
+from autotune.memory.moments import Walk
+from autotune.memory.profile import ActivationProfile, features
+from autotune.memory.setup import Checkpointing, Setup
+from autotune.memory.sizes import Sizes
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
-    """Elements of a model, counted on its real code."""
-
-    total: int
-    """Distinct parameters, adapter left out."""
-    root: int
-    """Outside the decoder layers."""
-    layer: int
-    """The largest decoder layer."""
-    head: int
-    """The output head, which is the embedding when tied."""
-    projections: dict[str, tuple[int, int]]
-    """(inputs, outputs) of the linear modules in the layers: what is quantised."""
-    largest: int
-    """The largest parameter."""
-    hidden: int
-    vocab: int
+_FP32 = 4
+_PACKED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """How another tool trained it."""
+    """How another tool trained a model."""
 
     setup: Setup
-    shards: int = 1
-    """Ranks of FSDP1; 1 is one process, or replicas."""
+    """`parameter_bytes` is of a weight that is not quantised."""
+    fsdp1: bool = False
+    ranks: int = 1
+    """That one copy of the states is spread over."""
     micro_batch_size: int
     seq_len: int
-    adapter_elements: int = 0
     adapter_bytes: int = 4
     """Of one weight of the adapter; its gradient and optimizer states take the same type."""
-    compute_bytes: int = 2
     upcast_rest: bool = False
     """Frozen weights that are not quantised are fp32 (PEFT `prepare_model_for_kbit_training`)."""
     offload: bool = False
     """Shards live in host memory."""
     unsynced_bytes: int = 0
-    """Of each element while micro-steps accumulate under FSDP1's `no_sync`: whole gradients, frozen
-    weights' as well where one flat parameter mixes both (``use_orig_params``)."""
+    """Of each element while micro-steps accumulate in `no_sync`."""
     kept_by_tool: float = 0.0
     """Bytes a token that the tool's own layer keeps beyond transformers', without recomputation."""
 
 
-def peak(profile: ActivationProfile, sizes: Sizes, run: Run) -> tuple[float, str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """A model's elements, counted on its real code."""
+
+    sizes: Sizes
+    """The adapter's are in the layers."""
+    projections: dict[str, tuple[int, int]]
+    """(inputs, outputs) of the linear modules in the layers: what is quantised."""
+    vocab: int
+    hidden: int
+    extra_trained: int = 0
+    """Copies of whole modules that train beside an adapter (PEFT ``modules_to_save``)."""
+
+
+def peak(profile: ActivationProfile, counts: Counts, run: Run) -> tuple[float, str]:
     """Return the largest bytes of an optimizer step, and the instant they stand at."""
-    found = dict(instants(profile, sizes, run))
-    top = max(found, key=lambda name: found[name])
-    return found[top], top
+    engine = (Fsdp1 if run.fsdp1 else OneProcess)(counts, run)
+    own = _with_tool(profile, run)
+    walk = Walk(own, counts.sizes, engine, features(run.micro_batch_size, [run.seq_len], 1))
+    resting = float(np.sum(sum(engine.resting().values())))
+    best, instant = 0.0, ""
+    for moment in walk.moments():
+        total = float(np.max(moment.total))
+        if total > best and moment.instant != "evaluation":
+            best, instant = total, moment.instant
+    return resting + best, instant
 
 
-def instants(profile: ActivationProfile, sizes: Sizes, run: Run) -> Iterator[tuple[str, float]]:
-    """Yield the bytes at the highest moment of each phase of a step and of the optimizer."""
-    states = _States(sizes, run)
-    walk = _Walk(profile, run, states)
-    yield from walk.forward()
-    yield from walk.backward()
-    yield "optimizer step", states.resting + states.step_gradients + states.step_work
+def _with_tool(profile: ActivationProfile, run: Run) -> ActivationProfile:
+    checkpointing = run.setup.key.checkpointing
+    if checkpointing is Checkpointing.NONE and run.kept_by_tool:
+        return keeping_more(profile, run.kept_by_tool)
+    frozen = run.setup.key.adapter is not None
+    if run.fsdp1 and frozen and checkpointing is Checkpointing.REENTRANT:
+        return holding_inputs(profile)
+    return profile
 
 
-class _States:
-    """Bytes that do not depend on the batch."""
+def holding_inputs(profile: ActivationProfile) -> ActivationProfile:
+    """Return a profile whose layers' inputs, and their gradients, stay to the end of backward.
 
-    def __init__(self, sizes: Sizes, run: Run) -> None:
-        setup = run.setup
-        shards = run.shards
-        self.sharded = shards > 1
-        frozen = run.adapter_elements > 0
-        trained = run.adapter_elements if frozen else sizes.total
-        width = run.adapter_bytes if frozen else setup.parameter_bytes
-        base = _base_bytes(sizes, run)
-        scales = _scale_bytes(sizes, setup.quantised) if self.sharded else 0.0
-        state = optimizers.state_bytes_per_element(setup.optimizer, width) * trained
-        weights = base - scales + (width * trained if frozen else 0)
-        self.resting = 0.0 if run.offload else (weights + state) / shards
-        self.resting += scales + run.unsynced_bytes * sizes.total
-        self.step_gradients = 0.0 if run.offload else width * trained / shards
-        self.step_work = 0.0
-        if not run.offload:
-            self.step_work = optimizers.step_bytes(
-                setup.optimizer,
-                trained / shards,
-                min(sizes.largest, trained) / shards,
-                foreach=setup.foreach,
-                fused=setup.fused,
-                element_bytes=width,
-            )
-        self.gradient = width / shards if not run.offload else 0.0
-        self.root = run.compute_bytes * sizes.root if self.sharded else 0.0
-        layer = run.compute_bytes * sizes.layer
-        if setup.quantised:
-            layer = 0.5 * sizes.layer
-        self.layer = layer if self.sharded else 0.0
-        self.work = 0.0
-        if setup.quantised:
-            largest = max(a * b for a, b in sizes.projections.values())
-            self.work = quantised.working_bytes(setup.quantised, largest, run.compute_bytes)
-        self.unsharded_gradient = run.compute_bytes if self.sharded else 0
-        self.root_gradients = 0 if frozen else sizes.root
+    A layer's backward ends with its input freed (below 0); now that stays, and the gradient it was
+    given as well.
+    """
+    kinds = tuple(
+        replace(kind, backward=replace(kind.backward, end=tuple(-x for x in kind.backward.end)))
+        for kind in profile.kinds
+    )
+    return replace(profile, kinds=kinds)
 
 
-def _base_bytes(sizes: Sizes, run: Run) -> float:
-    setup = run.setup
-    if setup.quantised is None:
-        return float(setup.parameter_bytes * sizes.total)
-    count = sum(inputs * outputs for inputs, outputs in sizes.projections.values())
-    rest = sizes.total - count
-    stored = quantised.stored_bytes(setup.quantised, sizes.projections)
-    return stored + rest * (4 if run.upcast_rest else run.compute_bytes)
+def keeping_more(profile: ActivationProfile, bytes_a_token: float) -> ActivationProfile:
+    """Return a profile whose layers keep more of each token from forward to backward."""
 
+    def more(end: tuple[float, ...], sign: int) -> tuple[float, ...]:
+        return tuple(x + sign * bytes_a_token * (i == 3) for i, x in enumerate(end))
 
-def _scale_bytes(sizes: Sizes, kind: Quantised | None) -> float:
-    """What is beside the packed weights: not part of the flat parameter."""
-    if kind is None:
-        return 0.0
-    count = sum(inputs * outputs for inputs, outputs in sizes.projections.values())
-    return quantised.stored_bytes(kind, sizes.projections) - 0.5 * count
-
-
-class _Walk:
-    """Goes through a profile's phases in the order of a step."""
-
-    def __init__(self, profile: ActivationProfile, run: Run, states: _States) -> None:
-        self._profile = profile
-        self._states = states
-        self._features = features(run.micro_batch_size, run.seq_len, 1)
-        self._live = 0.0
-        self._finished = 0
-        """Elements of gradients of units that are done."""
-        frozen = run.adapter_elements > 0
-        reentrant = run.setup.key.checkpointing is Checkpointing.REENTRANT
-        self._holds_inputs = states.sharded and frozen and reentrant
-        self._kept = 0.0
-        if run.setup.key.checkpointing is Checkpointing.NONE:
-            self._kept = run.kept_by_tool * run.micro_batch_size * run.seq_len
-
-    def forward(self) -> Iterator[tuple[str, float]]:
-        """Yield the phases up to the loss."""
-        profile, states = self._profile, self._states
-        yield self._phase("embedding", profile.embedding_forward, states.root)
-        for place, kind in enumerate(profile.layers):
-            gathered = states.root + 2 * states.layer + states.work
-            yield self._phase(f"layer {place}", profile.kinds[kind].forward, gathered)
-            self._live += self._kept
-        yield self._phase("head", profile.head_forward, states.root)
-        yield self._phase("loss", profile.loss_forward, states.root)
-
-    def backward(self) -> Iterator[tuple[str, float]]:
-        """Yield the phases from the loss's backward to the embedding's."""
-        profile, states = self._profile, self._states
-        gathered = states.root + states.layer
-        yield self._phase("loss backward", profile.loss_backward, gathered)
-        yield self._phase("head backward", profile.head_backward, gathered)
-        if states.sharded:
-            # The root's gradients wait unsharded for the embedding's.
-            self._live += states.unsharded_gradient * states.root_gradients / 2
-            self._finished = 0
-        for place in reversed(range(len(profile.layers))):
-            layer = profile.kinds[profile.layers[place]]
-            gathered = states.root + states.layer * (2 if place else 1) + states.work
-            yield self._phase(f"layer {place} backward", layer.backward, gathered)
-            self._live -= self._kept
-            if self._holds_inputs:
-                self._live -= 2 * self._at(layer.backward.end)
-        yield self._phase("embedding backward", profile.embedding_backward, states.root)
-
-    def _phase(self, name: str, phase: Phase, gathered: float) -> tuple[str, float]:
-        states = self._states
-        at_work = states.unsharded_gradient or states.gradient
-        top = max(
-            (self._at(i.bytes) + at_work * i.gradient_elements for i in phase.peaks), default=0.0
+    kinds = tuple(
+        replace(
+            kind,
+            forward=replace(kind.forward, end=more(kind.forward.end, 1)),
+            backward=replace(kind.backward, end=more(kind.backward.end, -1)),
         )
-        held = states.resting + gathered + states.gradient * self._finished + self._live
-        self._live += self._at(phase.end)
-        self._finished += phase.gradient_elements
-        return name, held + max(top, 0.0)
+        for kind in profile.kinds
+    )
+    return replace(profile, kinds=kinds)
 
-    def _at(self, polynomial: Polynomial) -> float:
-        return float(self._features @ np.array(polynomial))
+
+class OneProcess(EngineMemory):
+    """Whole states on the device: one GPU, or replicas whose reductions are in place."""
+
+    def __init__(self, counts: Counts, run: Run) -> None:
+        frozen = run.setup.key.adapter is not None
+        width = run.adapter_bytes if frozen else run.setup.parameter_bytes
+        one = np.ones(1)
+        super().__init__(
+            counts.sizes,
+            Runs(
+                setup=replace(run.setup, state_bytes=width),
+                on_cpu=False,
+                offload_optimizer=run.offload,
+                offload_params=run.offload,
+                reshard=True,
+                shards=one * run.ranks,
+                world=one * run.ranks,
+                steps=one,
+                bucket=one,
+            ),
+        )
+        self.run = run
+        self.counts = counts
+        self.trained_width = width
+        self.trained = counts.sizes.trainable + counts.extra_trained
+        added = counts.sizes.trainable if frozen else 0.0
+        self.base = counts.sizes.total - added
+        self.added = added + counts.extra_trained
+
+    def resting(self) -> dict[str, Bytes]:
+        """Return weights, adapter and optimizer states."""
+        return {
+            "parameters": self.weights() + self.scales() + self.trained_width * self.added,
+            "optimizer": self.states * self.trained,
+        }
+
+    def weights(self) -> float:
+        """Return the stored base, without a quantised one's scales."""
+        if self.setup.quantised is None:
+            return float(self.setup.parameter_bytes * self.base)
+        packed = sum(inputs * outputs for inputs, outputs in self.counts.projections.values())
+        rest = _FP32 if self.run.upcast_rest else self.width
+        return _PACKED * packed + rest * (self.base - packed)
+
+    def scales(self) -> float:
+        """Return what lies beside packed weights."""
+        kind, shapes = self.setup.quantised, self.counts.projections
+        if kind is None:
+            return 0.0
+        packed = sum(inputs * outputs for inputs, outputs in shapes.values())
+        return quantised.stored_bytes(kind, shapes) - _PACKED * packed
+
+    def forward(self, place: Place) -> Work:
+        """Return the copy of one quantised matrix."""
+        return Work(temporaries=self._copy() if place.kind == "layer" else 0.0)
+
+    def backward(self, place: Place, inside: Bytes, *, later: bool) -> Work:
+        """Return the gradients so far, and the copy of one quantised matrix."""
+        del later
+        done = place.finished + inside
+        return Work(
+            gradients=self.trained_width * done,
+            temporaries=self._copy() if place.kind == "layer" else 0.0,
+        )
+
+    def finish(self, *, later: bool) -> Work:
+        """Return the gradients."""
+        del later
+        return Work(gradients=self.trained_width * self.trained)
+
+    def step(self) -> Work:
+        """Return the gradients and the optimizer's temporaries."""
+        gradients = self.trained_width * self.trained
+        return Work(gradients=gradients, temporaries=self._step(self.trained))
+
+    def _step(self, trained: Bytes) -> Bytes:
+        setup = replace(self.setup, parameter_bytes=self.trained_width)
+        largest = min(self.sizes.largest_trainable, self.trained)
+        self.setup, kept = setup, self.setup
+        work = self.step_temporaries(trained, largest)
+        self.setup = kept
+        return work
+
+    def _copy(self) -> float:
+        kind = self.setup.quantised
+        if kind is None:
+            return 0.0
+        largest = max(inputs * outputs for inputs, outputs in self.counts.projections.values())
+        return float(quantised.working_bytes(kind, largest, self.width))
+
+
+class Fsdp1(OneProcess):
+    """Flat parameters of decoder layers and a root, sharded over the ranks."""
+
+    def resting(self) -> dict[str, Bytes]:
+        """Return the rank's shard of the states, and whole scales and gradients."""
+        whole = self.scales() + self.run.unsynced_bytes * self.sizes.total
+        if self.run.offload:
+            return {"parameters": whole}
+        stored = self.weights() + self.trained_width * self.added
+        return {
+            "parameters": self.shard(stored) + whole,
+            "optimizer": self.shard(self.states * self.trained),
+        }
+
+    def enter(self, place: Place) -> Work:
+        """Return the root and the unit."""
+        return self.forward(place)
+
+    def forward(self, place: Place) -> Work:
+        """Return the root, the unit, and the next one, which is fetched while this one runs."""
+        layers = 2 if place.kind == "layer" else 0
+        return Work(gathered=self._root() + layers * self._layer(), temporaries=self._copy())
+
+    def loss(self) -> Work:
+        """Return the root, and the last layer fetched for backward."""
+        return Work(gathered=self._root() + self._layer())
+
+    def backward(self, place: Place, inside: Bytes, *, later: bool) -> Work:
+        """Return the gathered units, sharded gradients before and whole ones of this unit."""
+        del later
+        root = self.sizes.root * self.sizes.all_train
+        waiting = root if place.kind == "embedding" else self.sizes.head + self.sizes.norm
+        waiting = waiting * self.sizes.all_train if place.kind != "tail" else inside
+        finished = max(0.0, place.finished - waiting) if place.kind != "tail" else 0.0
+        own = inside if place.kind == "layer" else 0.0
+        layers = {"layer": 1 if place.first else 2, "tail": 1, "embedding": 0}[place.kind]
+        sharded = 0.0 if self.run.offload else self.shard(self.trained_width * finished)
+        return Work(
+            gradients=sharded + self.width * (waiting + own),
+            gathered=self._root() + layers * self._layer(),
+            temporaries=self._copy() if place.kind == "layer" else 0.0,
+        )
+
+    def finish(self, *, later: bool) -> Work:
+        """Return the sharded gradients."""
+        del later
+        return Work(gradients=self.shard(self.trained_width * self.trained))
+
+    def step(self) -> Work:
+        """Return the sharded gradients and the update."""
+        if self.run.offload:
+            return Work()
+        gradients = self.shard(self.trained_width * self.trained)
+        return Work(gradients=gradients, temporaries=self._step(self.shard(self.trained)))
+
+    def evaluation(self) -> Work:
+        """Return the root."""
+        return Work(gathered=self._root())
+
+    def _root(self) -> float:
+        return self.width * self.sizes.root
+
+    def _layer(self) -> float:
+        largest = float(self.sizes.layers.max())
+        return largest * (_PACKED if self.setup.quantised else self.width)

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import published
-from foreign import Run, Sizes, peak
+from foreign import Counts, Run, peak
 from losses import with_loss
 from published import Row
 
+from autotune.errors import AutotuneError
 from autotune.memory.profile import ActivationProfile
+from autotune.memory.profiles import activation_profile, activation_profiles
 from autotune.memory.setup import TraceKey
+from autotune.memory.sizes import Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is counted on a model's real code, without weights."""
+
+    total: int
+    layers: tuple[int, ...]
+    embedding: int
+    head: int
+    """0 when it is the embedding."""
+    projections: dict[str, tuple[int, int]]
+    largest: int
+    vocab: int
+    hidden: int
 
 
 @cache
-def sizes_of(config_json: str) -> Sizes:
-    """Count a model on its real code, without weights."""
+def _model(config_json: str) -> _Model:
     import torch
     from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config_json)))
-    total = sum(p.numel() for p in model.parameters())
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
     projections = {
@@ -40,52 +61,91 @@ def sizes_of(config_json: str) -> Sizes:
                 count, rows, columns = parameter.shape
                 for expert in range(count):
                     projections[f"{place}.{name}.{expert}"] = (columns, rows)
-    per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    return Sizes(
-        total=total,
-        root=total - sum(per_layer),
-        layer=max(per_layer),
-        head=model.get_output_embeddings().weight.numel(),
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return _Model(
+        total=sum(p.numel() for p in model.parameters()),
+        layers=tuple(sum(p.numel() for p in layer.parameters()) for layer in layers),
+        embedding=embedding.numel(),
+        head=0 if head is embedding else head.numel(),
         projections=projections,
         largest=max(p.numel() for p in model.parameters()),
-        hidden=model.get_input_embeddings().weight.shape[1],
-        vocab=model.get_input_embeddings().weight.shape[0],
+        vocab=embedding.shape[0],
+        hidden=embedding.shape[1],
     )
+
+
+def counts_of(row: Row) -> Counts:
+    """Count a row's model, its adapter among the layers."""
+    model = _model(json.dumps(published.config_of(row), sort_keys=True))
+    lora = published.lora_of(row)
+    layers = np.array(model.layers, float)
+    adapters = np.zeros_like(layers)
+    if lora is not None:
+        for name, (inputs, outputs) in model.projections.items():
+            if name.split(".")[-1] in lora.target_modules:
+                adapters[int(name.split(".")[0])] += lora.r * (inputs + outputs)
+    root = model.total - sum(model.layers)
+    frozen = lora is not None
+    trained = adapters if frozen else layers
+    return Counts(
+        sizes=Sizes(
+            embedding=model.embedding,
+            head=model.head,
+            norm=root - model.embedding - model.head,
+            layers=layers + adapters,
+            layers_trainable=trained,
+            root_trainable=0 if frozen else root,
+            parameters=(int(trained.max()) if frozen else model.largest,),
+            counts=(1,),
+        ),
+        projections=model.projections,
+        vocab=model.vocab,
+        hidden=model.hidden,
+        extra_trained=2 * model.embedding if row["method"] == "lora+embeddings" else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """What `activation_profiles` reads of a model: any that transformers builds can be traced."""
+
+    name: str
+    hf_config: dict[str, Any]
+
+
+def trace_all(rows: Iterable[Row]) -> None:
+    """Look up the profiles of all rows, a model at a time."""
+    wanted: dict[str, set[TraceKey]] = defaultdict(set)
+    for row in rows:
+        config = json.dumps(published.config_of(row), sort_keys=True)
+        wanted[config].add(published.trace_key(row))
+    for config, keys in wanted.items():
+        model: Any = _Traced("a published run's model", json.loads(config))
+        try:
+            activation_profiles(model, sorted(keys, key=repr))
+        except AutotuneError as error:
+            print(f"not traced: {json.loads(config)['model_type']}: {error}", file=sys.stderr)
 
 
 @cache
-def profile_of(config_json: str, key: TraceKey) -> ActivationProfile:
-    """Trace a model under a key, once."""
-    from autotune.runner.trace.profiles import trace_profile
-
-    return trace_profile(json.loads(config_json), key)
-
-
-def adapter_elements(row: Row, sizes: Sizes) -> int:
-    """Count what LoRA adds to the projections it names."""
-    lora = published.lora_of(row)
-    if lora is None:
-        return 0
-    return lora.r * sum(
-        inputs + outputs
-        for name, (inputs, outputs) in sizes.projections.items()
-        if name.split(".")[-1] in lora.target_modules
-    )
+def _profile(config_json: str, key: TraceKey) -> ActivationProfile:
+    model: Any = _Traced("a published run's model", json.loads(config_json))
+    return activation_profile(model, key)
 
 
 def predict(row: Row) -> tuple[float, str, Run]:
     """Return the predicted peak of a row's run in bytes, its instant, and the run."""
     config = json.dumps(published.config_of(row), sort_keys=True)
-    sizes = sizes_of(config)
-    run = published.run_of(row, adapter_elements(row, sizes))
+    counts = counts_of(row)
+    run = published.run_of(row)
     profile = with_loss(
-        profile_of(config, run.setup.key),
+        _profile(config, run.setup.key),
         published.loss_of(row),
-        sizes.vocab,
-        sizes.hidden,
+        counts.vocab,
+        counts.hidden,
         head_trains=row["method"] == "full",
     )
-    found, top = peak(profile, sizes, run)
+    found, top = peak(profile, counts, run)
     return found, top, run
 
 

@@ -61,7 +61,9 @@ def config_of(row: Row) -> dict[str, Any]:
     """Return the Hugging Face config of a row's model."""
     own = _own_models()
     entry = own[row["model"]] if row["model"] in own else read_catalogue("models")[row["model"]]
-    return dict(entry["config"])
+    # LitGPT's head is a weight of its own in every model.
+    untied = {"tie_word_embeddings": False} if row["set"] == "litgpt" else {}
+    return dict(entry["config"]) | untied
 
 
 def gpu_memory_bytes(row: Row) -> int | None:
@@ -93,11 +95,8 @@ def lora_of(row: Row) -> Lora | None:
         return None
     targets = row["lora_targets"].split()
     if row["set"] == "litgpt":
-        config = config_of(row)
-        modules = _MODULES.get(config["model_type"], _MODULES["llama"])
-        # PEFT does not put an adapter on a head that is the embedding.
-        tied = config.get("tie_word_embeddings", False)
-        named = [m for t in targets if not (t == "head" and tied) for m in modules[_LITGPT[t]].split()]
+        modules = _MODULES.get(config_of(row)["model_type"], _MODULES["llama"])
+        named = [m for t in targets for m in modules[_LITGPT[t]].split()]
     elif row["set"] == "qwen1":
         named = list(_QWEN1)
     else:
@@ -129,7 +128,8 @@ def trace_key(row: Row) -> TraceKey:
     regime = Regime.AUTOCAST if upcast or row["precision"].endswith("fp32") else Regime.COMPUTE
     return TraceKey(
         regime=regime,
-        attention=Attention.FLASH if row["attention"] == "flash" else Attention.SDPA,
+        # Causal kernels without a mask all; Falcon's code knows transformers' own names alone.
+        attention=Attention.SDPA if row["model"].startswith("falcon") else Attention.FLASH,
         windowed=_windowed(row),
         checkpointing=_CHECKPOINTING[row["checkpointing"]],
         adapter=lora_of(row),
@@ -177,8 +177,11 @@ def _kept_by_litgpt(row: Row) -> float:
     return float(kept)
 
 
-def run_of(row: Row, adapter_elements: int) -> Run:
-    """Return a row's run; `adapter_elements` are what its LoRA adds."""
+def run_of(row: Row) -> Run:
+    """Return a row's run.
+
+    FSDP2 and ZeRO-3 of other tools, in incomplete rows alone, are taken as FSDP1.
+    """
     sharded = row["engine"] in ("fsdp1", "fsdp2", "zero3")
     full = row["method"] == "full"
     # accelerate makes the flat parameters that train fp32 under mixed precision.
@@ -194,10 +197,10 @@ def run_of(row: Row, adapter_elements: int) -> Run:
             quantised=Quantised(row["quantised"]) if row["quantised"] else None,
             flat_units=row["engine"] == "fsdp1",
         ),
-        shards=int(row["gpus"]) if sharded else 1,
+        fsdp1=sharded,
+        ranks=int(row["gpus"]) if sharded else 1,
         micro_batch_size=int(row["micro_batch_size"]),
         seq_len=int(row["seq_len"]),
-        adapter_elements=adapter_elements,
         # PEFT makes adapters of 16-bit models fp32; LitGPT's and fsdp_qlora's stay 16-bit.
         adapter_bytes=2 if litgpt or (pure and row["set"] == "fsdp_qlora") else 4,
         upcast_rest=_upcasts_rest(row),

@@ -23,6 +23,15 @@ _CP = 2
 """Ranks of a sequence in a trace of an exchanged one; the polynomials know the whole length."""
 _WHOLE = (1,)
 _EXCHANGED = (2, 4, 8)
+# A fused kernel keeps what SDPA keeps (queries, keys, values, output, log-sum-exp), without a mask.
+_IMPLEMENTATIONS = {
+    Attention.RUNNER: ATTENTION_NAME,
+    Attention.SDPA: "sdpa",
+    Attention.FLASH: ATTENTION_NAME,
+    Attention.EAGER: "eager",
+}
+_MASKING = (Attention.SDPA, Attention.EAGER)
+"""transformers makes them a mask of its own."""
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft")
 
 
@@ -42,12 +51,10 @@ def trace_profiles(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Act
     evaluations: dict[TraceKey, Phase] = {}
     profiles = []
     for key in keys:
-        built = (regimes.WEIGHTS[key.regime], key.adapter)
+        built = (regimes.WEIGHTS[key.regime], _IMPLEMENTATIONS[key.attention], key.adapter)
         if built not in cuts:
-            dtype, adapter = built
-            cuts[built] = models.build(
-                config, dtype=dtype, attention=ATTENTION_NAME, adapter=adapter
-            )
+            dtype, attention, adapter = built
+            cuts[built] = models.build(config, dtype=dtype, attention=attention, adapter=adapter)
         assembly = _Assembly(copy.deepcopy(cuts[built]), key, config)
         # Evaluation computes nothing again.
         same = replace(key, checkpointing=Checkpointing.NONE)
@@ -80,7 +87,7 @@ class _Assembly:
         self._cp = _CP if key.exchanged else 1
         self._cps = _EXCHANGED if key.exchanged else _WHOLE
         self._tracer = step.Tracer(cut, key, self._cp)
-        masked = key.packed or key.windowed or key.attention is Attention.EAGER
+        masked = key.packed or key.windowed or key.attention in _MASKING
         self._sizes = points(
             *_lengths(config, key.windowed, self._cp), _batches(key), squares=masked
         )
