@@ -1,4 +1,4 @@
-"""Predict every published row that is predicted at all: the estimator's answer and ours of peers."""
+"""Predict published rows: count the model, trace it, and walk through a step of its run."""
 
 from __future__ import annotations
 

@@ -101,9 +101,7 @@ def lora_of(row: Row) -> Lora | None:
         named = list(_QWEN1)
     else:
         named = targets
-    return Lora(
-        r=int(row["lora_rank"]), alpha=16, target_modules=tuple(dict.fromkeys(named))
-    )
+    return Lora(r=int(row["lora_rank"]), alpha=16, target_modules=tuple(dict.fromkeys(named)))
 
 
 _CHECKPOINTING = {
