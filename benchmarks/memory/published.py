@@ -120,14 +120,18 @@ _OPTIMIZERS = {
 }
 
 
+# The others ran a causal kernel without a mask. Falcon's code takes transformers' own names alone;
+# Gemma 2's soft cap needs the scores.
+_ATTENTION = {"falcon": Attention.SDPA, "gemma2": Attention.EAGER}
+
+
 def trace_key(row: Row) -> TraceKey:
     """Return what decides the activations of a row's run."""
     upcast = _upcasts_rest(row)
     regime = Regime.AUTOCAST if upcast or row["precision"].endswith("fp32") else Regime.COMPUTE
     return TraceKey(
         regime=regime,
-        # Causal kernels without a mask all; Falcon's code knows transformers' own names alone.
-        attention=Attention.SDPA if row["model"].startswith("falcon") else Attention.FLASH,
+        attention=_ATTENTION.get(config_of(row)["model_type"], Attention.FLASH),
         windowed=_windowed(row),
         checkpointing=_CHECKPOINTING[row["checkpointing"]],
         adapter=lora_of(row),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
+import page
 import plots
 import predict_published
 import published
@@ -67,10 +68,13 @@ def main() -> int:
         [{"figure": f.name, "value": f.text, "target": f.target, "verdict": f.verdict, "of": f.of}
          for f in found],
     )  # fmt: skip
-    draw(published_rows, rank_rows, peer_rows)
+    medians = peer_medians(peer_rows)
+    draw(published_rows, rank_rows, medians)
+    write_page(found, published_rows, medians)
     print(figures.table(found))
-    print()
-    print(apart(published_rows))
+    for line in by_set(published_rows):
+        print(", ".join(f"{a} {b}" for a, b in zip(_SET_HEADER, line, strict=True)))
+    print("\n".join(apart(published_rows)))
     return 0
 
 
@@ -180,10 +184,26 @@ def compare_peers(
     return found, left_out
 
 
+def peer_medians(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, tuple[float, float, int]]:
+    """Return each peer's median error, ours on the same points, and how many those are."""
+    medians = {}
+    for peer in PEERS:
+        common = [row for row in rows if row[peer.name] != ""]
+        if common:
+            theirs, own = (
+                figures.median(float(r[c]) / float(r["measured_bytes"]) - 1 for r in common)
+                for c in (peer.name, "autotune")
+            )
+            medians[f"{peer.name} {peer.version}".strip()] = (theirs, own, len(common))
+    return medians
+
+
 def draw(
     published_rows: Sequence[Mapping[str, Any]],
     rank_rows: Sequence[Mapping[str, Any]],
-    peer_rows: Sequence[Mapping[str, Any]],
+    medians: Mapping[str, tuple[float, float, int]],
 ) -> None:
     """Make the plots of docs/memory.md."""
     scored = [row for row in published_rows if row["use"] == "scored"]
@@ -195,41 +215,68 @@ def draw(
             for r in rank_rows
         ]
         plots.errors(as_points, "engine", "Runs on CPU ranks", IMAGES / "memory_ranks.png")
-    medians = {}
-    for peer in PEERS:
-        common = [row for row in peer_rows if row[peer.name] != ""]
-        if common:
-            theirs, own = (
-                figures.median(float(r[c]) / float(r["measured_bytes"]) - 1 for r in common)
-                for c in (peer.name, "autotune")
-            )
-            medians[f"{peer.name} {peer.version}".strip()] = (theirs, own, len(common))
     plots.medians(medians, "On the points both predict", IMAGES / "memory_peers.png")
 
 
-def apart(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the lines that are not held to a figure."""
+def by_set(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a line a set and kind of row: its errors, or how it was classified."""
     lines = []
     for use, words in (("scored", "fully stated"), ("incomplete", "incomplete")):
         for name in published.SETS:
             errors = [float(r["error"]) for r in rows if r["set"] == name and r["use"] == use]
             if errors:
                 lines.append(
-                    f"{name}, {words}: {len(errors)} rows, median |error| "
-                    f"{100 * figures.median(errors):.1f}%, worst under-prediction "
-                    f"{100 * figures.worst_under(errors):.1f}%"
-                )
+                    (f"{name}, {words}", str(len(errors)), _percent(figures.median(errors)),
+                     _percent(figures.percentile_95(errors)), _percent(figures.worst_under(errors)))
+                )  # fmt: skip
+    return lines
+
+
+def apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is held to no figure: failures only inferred, and the rows left out."""
+    lines = []
     recall, precision, of = figures.classification(rows, "oom_inferred")
     if recall is not None and precision is not None:
         lines.append(
-            f"only inferred to be out of memory: recall {100 * recall:.1f}%, precision "
-            f"{100 * precision:.1f}% ({of})"
+            f"Rows only inferred to be out of memory: recall {_percent(recall)}, precision "
+            f"{_percent(precision)} ({of})."
         )
     skipped = Counter(
         (row["set"], row["reason"]) for row in published.read_rows() if row["use"] == "left_out"
     )
-    lines += [f"left out: {name}, {n} rows: {why}" for (name, why), n in sorted(skipped.items())]
-    return "\n".join(lines)
+    lines += [f"Left out of {name}, {n} rows: {why}." for (name, why), n in sorted(skipped.items())]
+    return lines
+
+
+_SET_HEADER = ("rows", "count", "median error", "95th percentile", "worst under-prediction")
+
+
+def write_page(
+    found: Sequence[figures.Figure],
+    published_rows: Sequence[Mapping[str, Any]],
+    medians: Mapping[str, tuple[float, float, int]],
+) -> None:
+    """Write the tables of docs/memory.md."""
+    lines = [(f.name, f.text, f.target, f.verdict, f.of) for f in found]
+    peers_lines = [
+        (name, str(count), _percent(theirs), _percent(own), f"{theirs / own:.1f}")
+        for name, (theirs, own, count) in medians.items()
+    ]
+    page.write(
+        {
+            "figures": page.markdown(("figure", "value", "target", "", "of"), lines),
+            "sets": page.markdown(_SET_HEADER, by_set(published_rows))
+            + "\n\n"
+            + "\n".join(f"- {line}" for line in apart(published_rows)),
+            "peers": page.markdown(
+                ("peer", "common points", "its median error", "ours", "times closer"), peers_lines
+            ),
+        }
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
 def write(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -75,6 +75,8 @@ def _lengths(config: dict[str, Any], windowed: bool, cp: int) -> tuple[int, int]
 
 
 def _batches(key: TraceKey) -> tuple[int, ...]:
+    if key.attention in _MASKING:
+        return 2, 3, 4  # heads that share keys are copied where there are several sequences
     if not key.exchanged:
         return 1, 2, 3
     # Turning heads and tokens about copies nothing where there is one sequence.
