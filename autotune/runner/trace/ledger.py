@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -191,9 +193,16 @@ def _is_gradient_sum(args: tuple[Any, ...]) -> bool:
     work in place on tensors that are no subclass under no dispatch mode, so never under a trace. A
     function written in Python may add for itself.
     """
-    node = torch._C._current_autograd_node()
-    if node is None or torch.is_grad_enabled() or hasattr(node, "saved_tensors"):
+    if torch.is_grad_enabled() or not _called_by_engine():
         return False
     storage = args[0].untyped_storage()
     dense = storage.nbytes() == args[0].nbytes
     return dense and torch._C._storage_Use_Count(storage._cdata) == _ONE_TENSOR
+
+
+def _called_by_engine() -> bool:
+    """Say whether the operator comes from autograd's engine, not from a function in Python."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_code.co_name in ("inner", "_fn"):  # of torch.compiler
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
