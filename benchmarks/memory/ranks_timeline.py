@@ -110,6 +110,8 @@ def settle_collectives() -> None:
         @wraps(collective)
         def call(*args: Any, **kwargs: Any) -> Any:
             work = collective(*args, **kwargs)
+            if work is not None:
+                work.wait()
             time.sleep(_SETTLE_S)
             mark(_SETTLED)
             return work
