@@ -21,7 +21,7 @@ _COLLECTIVES = (
     "all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor",
     "reduce_scatter_single", "all_to_all_single", "broadcast",
 )  # fmt: skip
-_SETTLE_S = 0.002
+_SETTLE_S = 0.008
 _SETTLED = "settled"
 
 
