@@ -67,7 +67,9 @@ class Walk:
                 work = moment.work._replace(gradients=moment.work.gradients + self.engine.held())
                 yield Moment(prefix + moment.instant, moment.activations, moment.logits, work)
             else:
-                yield Moment(prefix + moment.instant, moment.activations, moment.logits, moment.work)
+                yield Moment(
+                    prefix + moment.instant, moment.activations, moment.logits, moment.work
+                )
 
     def _forward(self) -> Iterator[Moment]:
         profile, engine = self.profile, self.engine

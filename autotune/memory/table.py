@@ -157,7 +157,7 @@ def resting_bytes(walk: Walk) -> Array:
     return np.asarray(sum(walk.engine.resting().values()), float)
 
 
-def happens(moment: Moment, steps: Array) -> Array | None:
+def happens(moment: Moment, steps: Array) -> NDArray[np.bool_] | None:
     """Say for which plans a moment comes; None: for all."""
     return steps > 1 if moment.instant.startswith("later_") else None
 

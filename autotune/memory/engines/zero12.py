@@ -91,7 +91,9 @@ class Zero2(EngineMemory):
         # The partition comes with the first reduction: not with what still fits into the bucket.
         reduced = done > np.minimum(self.runs.bucket, self.sizes.trainable / 2)
         gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
-        return Work(gradients=gradients, temporaries=np.where(some, self._buckets() + self._reduced(), 0.0))
+        return Work(
+            gradients=gradients, temporaries=np.where(some, self._buckets() + self._reduced(), 0.0)
+        )
 
     def finish(self, *, later: bool) -> Work:
         """Return the partition, large gradients and the last reduction."""
@@ -123,7 +125,9 @@ class Zero2(EngineMemory):
 
     def _offloaded(self) -> Bytes:
         states = self.optimizer_bytes(self._part) + (FP32 + self.width) * self._part
-        return states + self.width * self.sizes.largest_trainable  # temp_grad_buffer_for_cpu_offload
+        return (
+            states + self.width * self.sizes.largest_trainable
+        )  # temp_grad_buffer_for_cpu_offload
 
     def _kept(self, done: Bytes) -> Bytes:
         """Return the gradients of large parameters that the last rank owns a part of."""
