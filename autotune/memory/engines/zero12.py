@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.memory.engines.base import FP32, Bytes, EngineMemory, Place, Work
+from autotune.memory.engines.base import FP32, Array, Bytes, EngineMemory, Place, Work
 
 _REDUCED_AT_ONCE = 5e8
 """``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``, elements ZeRO-1 reduces together."""
@@ -83,6 +83,10 @@ class Zero2(EngineMemory):
     def held(self) -> Bytes:
         """Return the fp32 partition."""
         return FP32 * self._part
+
+    def turn(self) -> Array | None:
+        """Return where the last rank's part of the parameters ends."""
+        return np.asarray(self._part, float)
 
     def backward(self, place: Place, inside: Bytes, *, later: bool) -> Work:
         """Return the partition, large gradients the last rank owns, the bucket and its casts."""
