@@ -201,9 +201,7 @@ class Residuals:
     ) -> tuple[Array, Array, Array]:
         """Return bias, scale and degrees of freedom for each of many runs of one model."""
         count = len(predicted_bytes)
-        wanted = self._columns(
-            engines, recompute, [model] * count, predicted_bytes, np.ones(count)
-        )
+        wanted = self._columns(engines, recompute, [model] * count, predicted_bytes, np.ones(count))
         prior = self._own_variance(wanted)
         if self._alpha.size:
             shared = self._covariance(wanted, self._known)

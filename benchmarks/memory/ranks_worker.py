@@ -27,7 +27,6 @@ from ranks_timeline import mark, record, settle_collectives
 from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor
 
-from autotune.plan import Engine
 from autotune.runner import session as session_module
 from autotune.runner import trainer as trainer_module
 from autotune.runner.answer import Answer
@@ -71,17 +70,20 @@ class Phases:
             layer.register_forward_hook(self._after(number))
         base.norm.register_forward_pre_hook(lambda *_: self._forward("head_forward"))
         base.embed_tokens.register_forward_pre_hook(lambda *_: self._forward("embedding_forward"))
+        base.embed_tokens.register_forward_hook(self._after_embedding)
+
+    def _after_embedding(self, _module: Any, _args: Any, output: Any) -> None:
+        if output.requires_grad and not self._backward:
+            output.register_hook(lambda _: self.in_backward("embedding_backward"))
 
     def _forward(self, phase: str) -> None:
         if not self._backward:
             self.enter(phase)
 
     def _before(self, number: int) -> Any:
-        def hook(_module: Any, args: Any, _kwargs: Any) -> None:
+        def hook(*_: Any) -> None:
             self._forward(f"forward_{number}")
             self.in_backward(f"backward_{number}")
-            if number == 0 and not self._backward and args[0].requires_grad:
-                args[0].register_hook(lambda _: self.in_backward("embedding_backward"))
 
         return hook
 
@@ -171,12 +173,18 @@ def measure(request: Request, answer: Answer) -> dict[str, Any]:
         del state
 
     windows = record(run)
-    return {"windows": [asdict(w) for w in windows], "found": found, "asserted": answer.result.asserted}
+    return {
+        "windows": [asdict(w) for w in windows],
+        "found": found,
+        "asserted": answer.result.asserted,
+    }
 
 
 def _trainer(session: Session, phases: Phases) -> AutotuneTrainer:
     plan, sequences = session.plan, session.data.train
-    few = sequences.take(np.arange(min(len(sequences), plan.micro_batch_size * plan.data_parallel_size)))
+    few = sequences.take(
+        np.arange(min(len(sequences), plan.micro_batch_size * plan.data_parallel_size))
+    )
     return make_trainer(
         session,
         lambda: training_arguments(

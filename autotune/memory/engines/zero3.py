@@ -41,7 +41,9 @@ class Zero3(EngineMemory):
         """Return the parameters gathered so far, and the buffers of the next gather."""
         now = place.below + place.unit
         kept = np.minimum(place.below, np.maximum(0.0, self._window - place.above - place.unit))
-        return Work(gathered=self.width * (np.minimum(kept + place.unit, now) + self._in_flight(place)))
+        return Work(
+            gathered=self.width * (np.minimum(kept + place.unit, now) + self._in_flight(place))
+        )
 
     def forward(self, place: Place) -> Work:
         """Return the parameters that stay, the unit's own, and those fetched ahead."""
@@ -62,9 +64,11 @@ class Zero3(EngineMemory):
         return Work(gathered=gathered, temporaries=np.where(some, self._reduced(), 0.0))
 
     def finish(self, *, later: bool) -> Work:
-        """Return the last reduction's copies."""
-        return Work(gathered=self.width * self.sizes.embedding * self.sizes.all_train,
-                    temporaries=self._reduced())
+        """Return the embedding, its gradient and that one's reduction."""
+        size = self.sizes
+        embedding = size.embedding * size.all_train
+        reduced = np.maximum(self._reduced(), self._alone(embedding))
+        return Work(self.width * embedding, self.width * embedding, reduced)
 
     def step(self) -> Work:
         """Return a sub-group's gradients, flattened into a copy, and its update."""
@@ -72,10 +76,6 @@ class Zero3(EngineMemory):
             return Work()
         part = np.minimum(self._part, _SUB_GROUP_ELEMENTS)
         return Work(temporaries=FP32 * part + self.step_temporaries(part, part))
-
-    def evaluation(self) -> Work:
-        """Return the head, or the embedding: without backward everything else is let go."""
-        return Work(gathered=self.width * self.sizes.embedding)
 
     def gather(self) -> tuple[Bytes, Bytes]:
         """Return one gathered parameter at a time, and all of them on rank 0's host."""
@@ -100,11 +100,7 @@ class Zero3(EngineMemory):
 
     def _module(self, place: Place) -> Bytes:
         """Return what is gathered at once: a layer's largest module."""
-        return place.unit if place.kind != "layer" else np.minimum(place.unit, self._largest)
-
-    @property
-    def _largest(self) -> float:
-        return self.sizes.largest_layer_parameter
+        return place.unit if place.kind != "layer" else np.minimum(place.unit, self.sizes.module)
 
     def _in_flight(self, place: Place) -> Bytes:
         """Return a gather's flat buffer, and gloo's copy of it."""
@@ -114,7 +110,11 @@ class Zero3(EngineMemory):
 
     def _reduced(self) -> Bytes:
         """Return what one reduction copies: gradients cast to fp32, interleaved by rank."""
-        largest = self.sizes.largest_layer_parameter
-        alone = np.where(largest > self.runs.bucket, FP32 * largest, 0.0)
         filled = FP32 * np.minimum(self.runs.bucket, self.sizes.trainable)
-        return np.maximum(alone, filled) * (1 + self.runs.on_cpu)  # gloo reduces a copy
+        copies = 1 + self.runs.on_cpu  # gloo reduces a copy
+        return np.maximum(self._alone(self.sizes.largest_layer_parameter), filled * copies)
+
+    def _alone(self, elements: Bytes) -> Bytes:
+        """Return the cast of a gradient that no bucket holds."""
+        cast = FP32 * elements * (1 + self.runs.on_cpu)
+        return np.where(elements > self.runs.bucket, cast, 0.0)
