@@ -105,7 +105,10 @@ def holding_inputs(profile: ActivationProfile) -> ActivationProfile:
         replace(kind, backward=replace(kind.backward, end=tuple(-x for x in kind.backward.end)))
         for kind in profile.kinds
     )
-    return replace(profile, kinds=kinds)
+    held = 2 * sum(np.array(profile.kinds[i].backward.end) for i in profile.layers)
+    last = profile.embedding_backward
+    freed = tuple(float(x) for x in np.array(last.end) + held)
+    return replace(profile, kinds=kinds, embedding_backward=replace(last, end=freed))
 
 
 def keeping_more(profile: ActivationProfile, bytes_a_token: float) -> ActivationProfile:

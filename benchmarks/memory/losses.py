@@ -9,9 +9,6 @@ the version that ran; a phase begins with the head's bf16 logits alive.
   the shifted copy for the loss.
 - `fast_ce`: ``fms_acceleration_foak/kernels/unsloth/cross_entropy_loss.py``: `.float()` and the
   shifted copy, over which backward writes its gradient.
-- `fused_linear`: Liger ``ops/fused_linear_cross_entropy.py``: head and loss over slices of as many
-  tokens as make a slice's logits no larger than the hidden states; what is kept is the gradient of
-  the hidden states, and of the head's weight where it trains.
 - `litgpt`: LoRA's script makes the logits and the loss in slices of 128 tokens, all in bf16; the
   full script slices whole logits.
 """
@@ -20,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autotune.memory.profile import ZERO, ActivationProfile, Instant, Phase, Polynomial
+from autotune.memory.profile import ActivationProfile, Instant, Phase, Polynomial
 
 _LOGITS = 2
 
@@ -47,54 +44,20 @@ _UNFUSED = {
 }
 
 
-def with_loss(
-    profile: ActivationProfile, name: str, vocab: int, hidden: int, head_trains: bool
-) -> ActivationProfile:
-    """Return a profile with another loss.
+def with_loss(profile: ActivationProfile, name: str, vocab: int) -> ActivationProfile:
+    """Return a profile with another loss; one that is not in the list is traced, so left alone.
 
     Args:
         profile: with logits at the end of `head_forward` and their gradient at the start of
             `head_backward`, both bf16.
         name: of the loss in the module's list.
         vocab: size of the vocabulary.
-        hidden: hidden size.
-        head_trains: whether the head's weight has a gradient.
     """
-    if name == "fused_linear":
-        return _fused_linear(profile, vocab, hidden, head_trains)
+    if name not in _UNFUSED:
+        return profile
     forward, kept, backward = _UNFUSED[name]
     return replace(
         profile,
         loss_forward=_phase(forward, kept - _LOGITS, vocab, name),
         loss_backward=_phase(backward, _LOGITS - kept, vocab, name),
     )
-
-
-def _fused_linear(
-    profile: ActivationProfile, vocab: int, hidden: int, head_trains: bool
-) -> ActivationProfile:
-    norm = _less_logits(profile.head_forward, vocab)
-    weight = 2.0 * vocab * hidden * head_trains
-    # The gradient of the hidden states, and one slice's logits.
-    kept: Polynomial = (weight, 0.0, 0.0, 2.0 * hidden, 0.0, 0.0)
-    peak: Polynomial = (weight, 0.0, 0.0, 4.0 * hidden, 0.0, 0.0)
-    return replace(
-        profile,
-        head_forward=norm,
-        loss_forward=Phase(end=kept, peaks=(Instant(bytes=peak, operator="fused_linear"),)),
-        loss_backward=Phase(end=ZERO, peaks=()),
-        head_backward=Phase(
-            end=tuple(-a - b for a, b in zip(norm.end, kept, strict=True)),
-            peaks=(Instant(bytes=(0.0, 0.0, 0.0, 6.0 * hidden, 0.0, 0.0), operator="norm"),),
-            gradient_elements=profile.head_backward.gradient_elements,
-        ),
-    )
-
-
-def _less_logits(phase: Phase, vocab: int) -> Phase:
-    def less(value: Polynomial) -> Polynomial:
-        return tuple(a - b for a, b in zip(value, _logits(_LOGITS, vocab), strict=True))
-
-    end = less(phase.end)
-    peaks = tuple(replace(i, bytes=less(i.bytes)) for i in phase.peaks)
-    return Phase(end=end, peaks=peaks, gradient_elements=phase.gradient_elements)

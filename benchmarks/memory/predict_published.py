@@ -95,6 +95,7 @@ def counts_of(row: Row) -> Counts:
             layers=layers + adapters,
             layers_trainable=trained,
             root_trainable=0 if frozen else root,
+            module=model.largest,
             parameters=(int(trained.max()) if frozen else model.largest,),
             counts=(1,),
         ),
@@ -138,13 +139,7 @@ def predict(row: Row) -> tuple[float, str, Run]:
     config = json.dumps(published.config_of(row), sort_keys=True)
     counts = counts_of(row)
     run = published.run_of(row)
-    profile = with_loss(
-        _profile(config, run.setup.key),
-        published.loss_of(row),
-        counts.vocab,
-        counts.hidden,
-        head_trains=row["method"] == "full",
-    )
+    profile = with_loss(_profile(config, run.setup.key), published.loss_of(row), counts.vocab)
     found, top = peak(profile, counts, run)
     return found, top, run
 

@@ -21,6 +21,7 @@ from points import Point
 from autotune.memory.setup import (
     Attention,
     Checkpointing,
+    Loss,
     Optimizer,
     Quantised,
     Regime,
@@ -53,23 +54,28 @@ def read_rows() -> list[Row]:
 
 
 @cache
-def _own_models() -> dict[str, Any]:
-    return dict(yaml.safe_load((FOLDER / "models.yaml").read_text(encoding="utf-8")))
+def _models() -> dict[str, Any]:
+    own = yaml.safe_load((FOLDER / "models.yaml").read_text(encoding="utf-8"))
+    return read_catalogue("models") | dict(own)
 
 
 def config_of(row: Row) -> dict[str, Any]:
     """Return the Hugging Face config of a row's model."""
-    own = _own_models()
-    entry = own[row["model"]] if row["model"] in own else read_catalogue("models")[row["model"]]
+    config = dict(_models()[row["model"]]["config"])
     # LitGPT's head is a weight of its own in every model.
     untied = {"tie_word_embeddings": False} if row["set"] == "litgpt" else {}
-    return dict(entry["config"]) | untied
+    return config | untied
 
 
 def gpu_memory_bytes(row: Row) -> int | None:
     """Return what a row's GPU holds, or None where the source or the catalogue does not say."""
-    known = {name for file in ("gpus", "gpus_pcie", "gpus_rtx") for name in read_catalogue(file)}
-    return load_hardware(row["gpu"], 1).gpu.memory_bytes if row["gpu"] in known else None
+    return _gpu_memory(row["gpu"])
+
+
+@cache
+def _gpu_memory(name: str) -> int | None:
+    known = {key for file in ("gpus", "gpus_pcie", "gpus_rtx") for key in read_catalogue(file)}
+    return load_hardware(name, 1).gpu.memory_bytes if name in known else None
 
 
 def measured_bytes(row: Row) -> float | None:
@@ -84,7 +90,6 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1 fc2", "lm_head"),
     "phi3": ("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", "gate_up_proj down_proj", "lm_head"),
     "gpt_neox": ("query_key_value",) * 3 + ("dense", "dense_h_to_4h dense_4h_to_h", "embed_out"),
-    "falcon": ("query_key_value",) * 3 + ("dense", "dense_h_to_4h dense_4h_to_h", "lm_head"),
 }
 _QWEN1 = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -120,9 +125,8 @@ _OPTIMIZERS = {
 }
 
 
-# The others ran a causal kernel without a mask. Falcon's code takes transformers' own names alone;
-# Gemma 2's soft cap needs the scores.
-_ATTENTION = {"falcon": Attention.SDPA, "gemma2": Attention.EAGER}
+# Their losses are traced; the others' are in `losses`.
+_TRACED_LOSSES = {"fused_linear": Loss.FUSED_LINEAR, "chunked": Loss.CHUNKED}
 
 
 def trace_key(row: Row) -> TraceKey:
@@ -131,18 +135,20 @@ def trace_key(row: Row) -> TraceKey:
     regime = Regime.AUTOCAST if upcast or row["precision"].endswith("fp32") else Regime.COMPUTE
     return TraceKey(
         regime=regime,
-        attention=_ATTENTION.get(config_of(row)["model_type"], Attention.FLASH),
+        # A causal kernel without a mask, whatever its name; Gemma 2's soft cap needs the scores.
+        attention=Attention.EAGER if row["model"].startswith("gemma-2-") else Attention.FLASH,
         windowed=_windowed(row),
         checkpointing=_CHECKPOINTING[row["checkpointing"]],
+        loss=_TRACED_LOSSES.get(row["loss"], Loss.PLAIN),
         adapter=lora_of(row),
     )
 
 
 def loss_of(row: Row) -> str:
-    """Return the name of a row's loss in `losses`."""
+    """Return the name of a row's loss in `losses`, or of one that is traced."""
     if row["model"] == "santacoder" and row["loss"] == "transformers":
         return "bigcode" if row["precision"].startswith("pure") else "bigcode autocast"
-    return {"chunked": "litgpt"}.get(row["loss"], row["loss"])
+    return row["loss"]
 
 
 def _windowed(row: Row) -> bool:
