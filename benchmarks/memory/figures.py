@@ -169,20 +169,44 @@ def _errors(rows: Sequence[Row], column: str) -> list[float]:
     return [float(row[column]) / float(row["measured_bytes"]) - 1 for row in rows]
 
 
-def gpu(file: Path) -> list[Figure]:
-    """Return the figures of a CUDA GPU's rows, or that there are none."""
-    rows: list[Row] = []
-    if file.exists():
-        with file.open(newline="", encoding="utf-8") as text:
-            rows = [r for r in csv.DictReader(text) if r.get("allocated_error")]
-    errors = [float(row["allocated_error"]) for row in rows]
+def gpu(files: Iterable[Path]) -> list[Figure]:
+    """Return the figures of CUDA GPUs' rows (`gpu.py`), or that there are none."""
+    rows = [row for file in files for row in _read(file)]
+    errors = [float(row["memory_error"]) for row in rows if row["memory_error"]]
+    ran_out = [row for row in rows if row["outcome"] == "oom"]
+    wrong = sum(row["predicted_verdict"] == "fits" for row in ran_out)
     of = f"{len(rows)} configurations" if rows else "no CUDA GPU"
     return [
         Figure(name="CUDA GPU: median |error| of allocated bytes",
                value=median(errors) if errors else None, most=0.03, of=of),
         Figure(name="CUDA GPU: worst under-prediction",
                value=worst_under(errors) if errors else None, most=0.08, of=of),
+        Figure(name="CUDA GPU: out of memory, but called fits",
+               value=float(wrong) if rows else None, most=0, percent=False, of=of),
     ]  # fmt: skip
+
+
+def speed(file: Path) -> list[Figure]:
+    """Return the seconds that `speed.py` measured."""
+    return [
+        Figure(name=f"seconds: {row['what']}", value=float(row["median_s"]),
+               most=float(row["target_s"]), percent=False, of=f"median of {row['runs']}")
+        for row in _read(file)
+    ]  # fmt: skip
+
+
+def coverage(covered: int, rows: int) -> Figure:
+    """Return how often the 90% interval holds what was measured."""
+    share = covered / rows if rows else None
+    of = f"{rows} runs on CPU ranks, each architecture from the others' records"
+    return Figure(name="90% interval: coverage", value=share, least=0.85, most=0.97, of=of)
+
+
+def _read(file: Path) -> list[Row]:
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as text:
+        return list(csv.DictReader(text))
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/memory/report.py [--measure]     # make bench-memory
 
-Writes `published_predicted.csv`, `peers.csv`, `peers_left_out.csv`, `ranks_predicted.csv`,
+Writes `published_predicted.csv`, `peers.csv`, `peers_left_out.csv`, `ranks.csv`,
 `figures.csv` and the plots of docs/memory.md, and prints the table of figures. With ``--measure``
 what can be measured here is measured again first: runs on CPU ranks.
 """
@@ -34,6 +34,7 @@ from autotune.memory.table import CUDA_CONTEXT_BYTES, NCCL_BYTES
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parents[1] / "docs" / "images"
+EXAMPLES = HERE.parents[1] / "reports" / "examples"
 PUBLISHED_COLUMNS = (
     "id", "set", "use", "model", "engine", "method", "metric", "measured_bytes", "predicted_bytes",
     "error", "instant", "capacity_bytes", "called_oom",
@@ -50,7 +51,7 @@ def main() -> int:
     published_rows = predict_all_published()
     write(HERE / "published_predicted.csv", PUBLISHED_COLUMNS, published_rows)
     rank_rows = predict_ranks()
-    ranks_errors.write(rank_rows, HERE / "ranks_predicted.csv")
+    ranks_errors.write(rank_rows, HERE / "ranks.csv")
     peer_rows, left_out = compare_peers(published_rows, rank_rows)
     names = [peer.name for peer in PEERS]
     write(HERE / "peers.csv", ("id", "source", "metric", "measured_bytes", "autotune", *names),
@@ -59,8 +60,9 @@ def main() -> int:
     found = [
         *figures.ranks(rank_rows),
         *figures.published(published_rows),
-        *figures.gpu(HERE / "gpu_measured.csv"),
+        *figures.gpu(sorted(EXAMPLES.glob("*/memory/memory.csv"))),
         *figures.peers(peer_rows, {peer.name: peer.activations for peer in PEERS}),
+        *figures.speed(HERE.parent / "results" / "memory_speed.csv"),
     ]
     write(
         HERE / "figures.csv",

@@ -92,8 +92,8 @@ def counts(adapter=0, layers=3):
     return foreign.Counts(
         sizes=Sizes(
             embedding=50, head=50, norm=0, layers=np.full(layers, 100.0 + added),
-            layers_trainable=np.full(layers, added or 100.0), root_trainable=0 if adapter else 100, module=100,
-            parameters=(100,), counts=(1,),
+            layers_trainable=np.full(layers, added or 100.0),
+            root_trainable=0 if adapter else 100, module=100, parameters=(100,), counts=(1,),
         ),
         projections={f"{i}.q_proj": (8, 8) for i in range(layers)},
         vocab=5,
@@ -206,8 +206,15 @@ def test_figures_of_ranks_take_held_out_architectures_alone():
     assert by_name["CPU ranks: configurations measured"].verdict == "short"
 
 
-def test_without_a_gpu_its_lines_say_so(tmp_path):
-    assert {f.verdict for f in figures.gpu(tmp_path / "none.csv")} == {"not measured"}
+def test_without_a_gpu_its_lines_say_so():
+    assert {figure.verdict for figure in figures.gpu([])} == {"not measured"}
+
+
+def test_rows_of_a_gpu_are_read(tmp_path):
+    file = tmp_path / "memory.csv"
+    file.write_text("memory_error,outcome,predicted_verdict\n-0.02,ok,fits\n,oom,fits\n")
+    median, worst, wrong = figures.gpu([file])
+    assert (median.verdict, worst.verdict, wrong.verdict) == ("pass", "pass", "short")
 
 
 def test_a_peer_counts_where_it_has_an_answer():
