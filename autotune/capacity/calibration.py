@@ -220,7 +220,9 @@ def _scale_memory(memory: MemoryEstimate, factor: float) -> MemoryEstimate:
         name: round((value - framework) * factor) + framework
         for name, value in memory.instants.items()
     }
-    return replace(memory, components=components, instants=instants)
+    # The factor is the correction, so that a residual's own would be a second one.
+    residual = replace(memory.residual, bias=0.0)
+    return replace(memory, components=components, instants=instants, residual=residual)
 
 
 def _scale_time(time: TimeEstimate, factor: float) -> TimeEstimate:

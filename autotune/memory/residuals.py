@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.memory.student import Array, normal_hazard, student_cdf, student_quantile_95
 from autotune.plan import Engine, Plan
@@ -201,9 +202,7 @@ class Residuals:
     ) -> tuple[Array, Array, Array]:
         """Return bias, scale and degrees of freedom for each of many runs of one model."""
         count = len(predicted_bytes)
-        wanted = self._columns(
-            engines, recompute, [model] * count, predicted_bytes, np.ones(count)
-        )
+        wanted = self._columns(engines, recompute, [model] * count, predicted_bytes, np.ones(count))
         prior = self._own_variance(wanted)
         if self._alpha.size:
             shared = self._covariance(wanted, self._known)
@@ -219,14 +218,15 @@ class Residuals:
         )
         return bias, scale, np.minimum(degrees, _MOST_DEGREES)
 
-    def _fit(self, y: Array, exceeded: Array) -> None:
+    def _fit(self, y: Array, exceeded: NDArray[np.bool_]) -> None:
         stated = self._spread.noise**2
         noise, degrees = stated, _NOISE_DEGREES
         shared = self._covariance(self._known, self._known)
         weights, response = np.ones_like(y), y.copy()
-        self._precision, self._alpha = np.zeros((0, 0)), np.zeros(0)
+        self._precision: Array = np.zeros((0, 0))
+        self._alpha: Array = np.zeros(0)
         for _ in range(_ITERATIONS if y.size else 0):
-            self._precision = np.linalg.inv(shared + np.diag(noise / weights))
+            self._precision = np.asarray(np.linalg.inv(shared + np.diag(noise / weights)), float)
             self._alpha = self._precision @ response
             fitted = shared @ self._alpha
             leverage = np.einsum("ij,ji->i", shared, self._precision)
@@ -273,9 +273,9 @@ class Residuals:
         spread = self._spread
 
         def same(name: str) -> Array:
-            return np.equal.outer(getattr(one, name), getattr(other, name)).astype(float)
+            return np.asarray(np.equal.outer(getattr(one, name), getattr(other, name)), float)
 
-        return (
+        return np.asarray(
             spread.shared**2
             + same("library")
             * (spread.library**2 + spread.fixed**2 * np.outer(one.fixed, other.fixed))
@@ -287,7 +287,7 @@ class Residuals:
     def _own_variance(self, wanted: _Columns) -> Array:
         spread = self._spread
         effects = ("shared", "library", "group", "model", "machine")
-        known = sum(getattr(spread, name) ** 2 for name in effects)
+        known = sum(float(getattr(spread, name)) ** 2 for name in effects)
         return np.asarray(known + spread.fixed**2 * wanted.fixed**2)
 
 
