@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.memory.layers import FP32, LayerInventory, Regime, compute_bytes, regime_of
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import Plan, Recompute
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 
@@ -52,13 +52,11 @@ def count_activations(model: ModelSpec, workload: Workload, plan: Plan) -> Activ
     stream = FP32 if inventory.regime is Regime.AUTOCAST else width
     logits = tokens * model.vocab_size
     kinds = inventory.kinds()
-    # FSDP2 hands its layers' outputs on in fp32 (output_dtype), and recompute keeps those.
-    checkpoint = FP32 if plan.engine is Engine.FSDP2 else stream
     full_tuning = workload.adapter is None
     return Activations(
         layer=sum(max(saved for saved, count in part if count) for part in kinds),
         layers=sum(saved * count for part in kinds for saved, count in part),
-        checkpoint=tokens * model.hidden_size * checkpoint,
+        checkpoint=tokens * model.hidden_size * stream,
         head=tokens * inventory.norm(model.hidden_size)
         + tokens * model.hidden_size * width * full_tuning,
         mask=inventory.masks(),

@@ -6,16 +6,15 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autotune.memory.polynomials import as_polynomial, fit, points
 from autotune.memory.profile import ZERO, ActivationProfile, LayerKind, Phase
 from autotune.memory.setup import TraceKey
 from autotune.runner.experts import register_experts
-from autotune.runner.trace import fit, step
+from autotune.runner.trace import step
+from autotune.runner.trace.envelope import envelope
 from autotune.runner.trace.ledger import Event, Ledger
 from autotune.runner.ulysses import register_attention
-
-Array = NDArray[np.float64]
 
 _CP = 2
 """Ranks of a sequence in a trace of an exchanged one; the polynomials know the whole length."""
@@ -38,7 +37,7 @@ def trace_profile(config: dict[str, Any], key: TraceKey) -> ActivationProfile:
     register_experts()
     cp = _CP if key.exchanged else 1
     tracer = step.Tracer(config, key, cp)
-    sizes = fit.points(*_lengths(config, key.windowed, cp), _batches(key))
+    sizes = points(*_lengths(config, key.windowed, cp), _batches(key))
     traces = [tracer.run(*size) for size in sizes]
     cps = _EXCHANGED if key.exchanged else _WHOLE
     return _Assembly(tracer, sizes, cp, cps).profile(
@@ -116,12 +115,12 @@ class _Assembly:
         values = np.array([[e.scaled if scaled else e.live for e in row] for row in rows], float)
         # The first phase starts from an empty rank, though the batch is there.
         starts = values[:, :1] if name != step.EMBEDDING else 0.0
-        polynomials = fit.fit(self._sizes, values - starts, self._cp)
+        polynomials = fit(self._sizes, values - starts, self._cp)
         first = rows[0]
         gradients = [event.gradient_elements for event in first]
         return Phase(
-            end=fit.as_polynomial(polynomials[-1]),
-            peaks=fit.envelope(polynomials, gradients, [e.operator for e in first], self._cps),
+            end=as_polynomial(polynomials[-1]),
+            peaks=envelope(polynomials, gradients, [e.operator for e in first], self._cps),
             gradient_elements=gradients[-1],
         )
 
@@ -146,11 +145,11 @@ class _Assembly:
                     row.append(event.scaled)
             all_values.append([*row, ledger.ends[step.LOSS].scaled])
         rows = _aligned([[*ledger.events, ledger.ends[step.LOSS]] for ledger in ledgers])
-        polynomials = fit.fit(self._sizes, np.array(all_values, float), self._cp)
+        polynomials = fit(self._sizes, np.array(all_values, float), self._cp)
         operators = [event.operator for event in rows[0]]
         return Phase(
-            end=fit.as_polynomial(polynomials[-1]),
-            peaks=fit.envelope(polynomials, [0] * len(operators), operators, self._cps),
+            end=as_polynomial(polynomials[-1]),
+            peaks=envelope(polynomials, [0] * len(operators), operators, self._cps),
         )
 
 

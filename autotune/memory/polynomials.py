@@ -1,20 +1,13 @@
-"""Bytes at a few sizes to polynomials in batch and sequence, and the instants that matter."""
+"""Fit `Polynomial`s through bytes at a few sizes."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autotune.memory.profile import FEATURES, Instant, Polynomial, features
+from autotune.memory.profile import FEATURES, Array, Polynomial, features
 
-Array = NDArray[np.float64]
-
-# A fit is exact: the code allocates products of sizes. More than this is a mistake.
+# A fit is exact: sizes are products of batch and lengths. More than this is a mistake.
 _TOLERANCE = 1e-3
-_BATCHES = np.array([1, 2, 4, 8, 16, 32, 64, 128])
-_LENGTHS = 2.0 ** np.arange(4, 21)
-# Bytes a gradient's element can weigh, from none to so much that the last gradient decides.
-_WEIGHTS = np.array([0, 1, 2, 4, 6, 8, 16, 1e6])
 
 
 def points(seq_len: int, step: int, batches: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -60,22 +53,6 @@ def fit(sizes: list[tuple[int, int]], values: Array, cp: int) -> Array:
     polynomials: Array = np.zeros((values.shape[1], len(FEATURES)))
     polynomials[:, used] = np.round(found.T, 6)
     return polynomials
-
-
-def envelope(
-    polynomials: Array, gradients: list[int], operators: list[str], cps: tuple[int, ...]
-) -> tuple[Instant, ...]:
-    """Return the instants that are a phase's highest for some size and weight of gradients."""
-    batch, length, cp = np.meshgrid(_BATCHES, _LENGTHS, np.array(cps), indexing="ij")
-    grid = features(batch, length * cp, cp).reshape(-1, len(FEATURES))
-    heights = grid @ polynomials.T
-    elements = np.array(gradients, float)
-    kept: set[int] = set()
-    for weight in _WEIGHTS:
-        kept.update(np.argmax(heights + weight * elements, axis=1).tolist())
-    return tuple(
-        Instant(as_polynomial(polynomials[i]), gradients[i], operators[i]) for i in sorted(kept)
-    )
 
 
 def as_polynomial(row: Array) -> Polynomial:
