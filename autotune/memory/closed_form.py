@@ -126,9 +126,10 @@ class _ClosedForm:
         start, step = (window // cp + 64, 64) if self.key.windowed else (8, 8)
         if not self.key.windowed and window < 8 * 4 * cp:
             start = step = max(2, window // (4 * cp))
-        sizes = points(start, step, (1, 2, 3))
+        sizes = points(start, step, (1, 2, 3), squares=True)
         values = [[getattr(self._count(b, s * cp, cp), name)] for b, s in sizes]
-        return fit(sizes, np.array(values, float), cp)[0]
+        row: Array = fit(sizes, np.array(values, float), cp)[0]
+        return row
 
     def _count(self, batch: int, seq_len: int, cp: int) -> Activations:
         key = self.key

@@ -56,7 +56,7 @@ class Walk:
         yield from self._micro_step(later=False)
         if bool((self.engine.runs.steps > 1).any()):
             yield from self._micro_step(later=True)
-        yield Moment("optimizer_step", 0.0, 0.0, self.engine.step())
+        yield Moment("optimizer_step", self._left(), 0.0, self.engine.step())
         highest = self._highest(self.profile.evaluation)
         yield Moment("evaluation", highest, 0.0, self.engine.evaluation())
 
@@ -107,7 +107,7 @@ class Walk:
         place, phase = self._embedding(), profile.embedding_backward
         level = self.features @ starts[-1]
         yield from self._back("backward_end", place, phase, level, 0.0, later=later)
-        yield Moment("backward_end", 0.0, 0.0, engine.finish(later=later))
+        yield Moment("backward_end", self._left(), 0.0, engine.finish(later=later))
 
     def _back(
         self, name: str, place: Place, phase: Phase, kept: Bytes, level: Bytes, *, later: bool
@@ -137,6 +137,11 @@ class Walk:
         if not logits:
             return Moment(name, kept + rest, 0.0, work)
         return Moment(name, kept, rest, work)
+
+    def _left(self) -> Bytes:
+        """Return what outlives backward: the masks of the last micro-batch."""
+        end = self._backward_starts()[-1] + np.array(self.profile.embedding_backward.end)
+        return np.maximum(self.features @ end, 0.0)
 
     def _highest(self, phase: Phase) -> Bytes:
         if not phase.peaks:

@@ -10,15 +10,18 @@ from autotune.memory.profile import FEATURES, Array, Polynomial, features
 _TOLERANCE = 1e-3
 
 
-def points(seq_len: int, step: int, batches: tuple[int, ...]) -> list[tuple[int, int]]:
+def points(
+    seq_len: int, step: int, batches: tuple[int, ...], *, squares: bool
+) -> list[tuple[int, int]]:
     """Return the (batch, local sequence) sizes to trace, one more than the fit needs.
 
     Args:
         seq_len: the shortest local sequence.
         step: between the lengths.
         batches: of sequences; the last one is for the check alone.
+        squares: whether something has the square of the sequence; the check tells if not so.
     """
-    lengths = [seq_len, seq_len + step, seq_len + 2 * step]
+    lengths = [seq_len + i * step for i in range(3 if squares else 2)]
     return [(b, s) for b in batches[:-1] for s in lengths] + [(batches[-1], seq_len + 3 * step)]
 
 
@@ -26,7 +29,8 @@ def fit(sizes: list[tuple[int, int]], values: Array, cp: int) -> Array:
     """Fit polynomials through all sizes but the last, and check them on that one.
 
     Args:
-        sizes: (batch, local sequence). Where all batches are one, the terms of `b` are 0.
+        sizes: (batch, local sequence), of `points`. Where all batches are one, the terms of `b` are
+            0, and where there are two lengths, the terms of squares.
         values: bytes, ``[sizes, instants]``.
         cp: ranks of a sequence.
 
@@ -38,7 +42,8 @@ def fit(sizes: list[tuple[int, int]], values: Array, cp: int) -> Array:
     """
     batch, local = np.array(sizes, float).T
     matrix = features(batch, local * cp, np.full_like(batch, cp))
-    used = [i for i, name in enumerate(FEATURES) if batch.max() > 1 or "b" not in name]
+    left_out = ("b" if batch.max() == 1 else "-", "S" if len(set(local)) == 3 else "-")
+    used = [i for i, name in enumerate(FEATURES) if not any(part in name for part in left_out)]
     matrix = matrix[:, used]
     scale = matrix.max(axis=0)
     solved = np.linalg.solve(matrix[:-1] / scale, values[:-1]) / scale[:, None]

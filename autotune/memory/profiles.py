@@ -42,6 +42,10 @@ _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype
 _found: dict[tuple[str, str], ActivationProfile] = {}
 
 
+class TraceFailure(AutotuneError):
+    """The trace of a model that can be trained went wrong."""
+
+
 def activation_profile(model: ModelSpec, key: TraceKey) -> ActivationProfile:
     """Return the profile of one key; see `activation_profiles`."""
     return activation_profiles(model, [key])[key]
@@ -144,7 +148,12 @@ def _from_trace(
         "Tracing the memory of %s under fake tensors (%d variants) ...", model.name, len(keys)
     )
     profiles = {}
-    for key, data in zip(keys, trace_in_child(model.hf_config, keys), strict=True):
+    try:
+        traced = trace_in_child(model.hf_config, keys)
+    except TraceFailure as failure:
+        _LOG.warning("%s Counting what its family allocates instead.", failure)
+        return {}
+    for key, data in zip(keys, traced, strict=True):
         profiles[key] = profile_from_json(data)
         _write(_cache_file(digest, key), data)
     return profiles
@@ -154,7 +163,8 @@ def trace_in_child(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Any
     """Trace in a process of its own; return the profiles' JSON forms.
 
     Raises:
-        AutotuneError: the model cannot be built or traced.
+        AutotuneError: the model cannot be built, or is none that can be trained.
+        TraceFailure: it can be, but the trace went wrong.
     """
     with tempfile.TemporaryDirectory(prefix="autotune-trace-") as folder:
         request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
@@ -170,15 +180,16 @@ def trace_in_child(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Any
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise AutotuneError(
-                f"Tracing the model's memory took over {error.timeout:.0f} s and was stopped."
+            raise TraceFailure(
+                f"Tracing what the model allocates took over {error.timeout:.0f} s and was stopped."
             ) from error
         if not answer.is_file():
             said = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise AutotuneError(
-                f"Tracing the model's memory failed: {' '.join(said) or child.returncode}"
-            )
-        answered = json.loads(answer.read_text())
+            answered = {"failure": " ".join(said) or f"it ended with {child.returncode}"}
+        else:
+            answered = json.loads(answer.read_text())
+    if "failure" in answered:
+        raise TraceFailure(f"Tracing what the model allocates failed ({answered['failure']}).")
     if "error" in answered:
         raise AutotuneError(answered["error"])
     return list(answered["profiles"])

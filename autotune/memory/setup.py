@@ -48,7 +48,7 @@ class Loss(StrEnum):
     PLAIN = "plain"
     """This project's: fp32 cross-entropy, logits dropped once they are cast."""
     TRANSFORMERS = "transformers"
-    """transformers' own: the model's output holds the logits through backward."""
+    """transformers' own: the mean over an fp32 copy of the logits."""
     CHUNKED = "chunked"
     """Cross-entropy over slices of the tokens, logits kept in the compute type."""
     FUSED_LINEAR = "fused_linear"

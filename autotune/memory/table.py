@@ -183,8 +183,8 @@ class _Group:
 def _groups(plans: Sequence[Plan]) -> Iterator[_Group]:
     """Yield plans that share engine and trace key."""
     alike: dict[tuple[object, ...], int] = {}
-    labels = np.fromiter((alike.setdefault(_ALIKE(p), len(alike)) for p in plans), np.int64)
-    numbers = np.fromiter((x for p in plans for x in _NUMBERS(p)), float).reshape(-1, 6)
+    labels = np.array([alike.setdefault(key, len(alike)) for key in map(_ALIKE, plans)], np.int64)
+    numbers = np.array([*map(_NUMBERS, plans)], float).reshape(-1, 6)
     batch, cp = numbers[:, 0], numbers[:, 4]
     # A lone sequence that is exchanged has a trace key of its own (`TraceKey.single`).
     labels = 3 * labels + (cp > 1) + ((cp > 1) & (batch == 1))

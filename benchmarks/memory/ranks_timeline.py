@@ -21,7 +21,7 @@ _COLLECTIVES = (
     "all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor",
     "reduce_scatter_single", "all_to_all_single", "broadcast",
 )  # fmt: skip
-_SETTLE_S = 0.002
+_SETTLE_S = 0.008
 _SETTLED = "settled"
 
 
@@ -110,6 +110,8 @@ def settle_collectives() -> None:
         @wraps(collective)
         def call(*args: Any, **kwargs: Any) -> Any:
             work = collective(*args, **kwargs)
+            if work is not None:
+                work.wait()
             time.sleep(_SETTLE_S)
             mark(_SETTLED)
             return work

@@ -71,17 +71,20 @@ class Phases:
             layer.register_forward_hook(self._after(number))
         base.norm.register_forward_pre_hook(lambda *_: self._forward("head_forward"))
         base.embed_tokens.register_forward_pre_hook(lambda *_: self._forward("embedding_forward"))
+        base.embed_tokens.register_forward_hook(self._after_embedding)
+
+    def _after_embedding(self, _module: Any, _args: Any, output: Any) -> None:
+        if output.requires_grad and not self._backward:
+            output.register_hook(lambda _: self.in_backward("embedding_backward"))
 
     def _forward(self, phase: str) -> None:
         if not self._backward:
             self.enter(phase)
 
     def _before(self, number: int) -> Any:
-        def hook(_module: Any, args: Any, _kwargs: Any) -> None:
+        def hook(*_: Any) -> None:
             self._forward(f"forward_{number}")
             self.in_backward(f"backward_{number}")
-            if number == 0 and not self._backward and args[0].requires_grad:
-                args[0].register_hook(lambda _: self.in_backward("embedding_backward"))
 
         return hook
 

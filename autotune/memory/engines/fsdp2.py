@@ -82,7 +82,9 @@ class Fsdp2(EngineMemory):
         work = np.where(
             self._synchronises(later=later), self._reduction(unit), self._cast(unit, later=later)
         )
-        return Work(whole.gradients, whole.gathered - self.width * place.unit, work)
+        # Whole gradients of earlier micro-steps have taken the last ones in by then.
+        gradients = whole.gradients - self.width * unit * later
+        return Work(gradients, whole.gathered - self.width * place.unit, work)
 
     def finish(self, *, later: bool) -> Work:
         """Return the reduction of the unit whose inputs need no gradient, after backward."""
@@ -91,7 +93,8 @@ class Fsdp2(EngineMemory):
         work = np.where(
             self._synchronises(later=later), self._reduction(unit), self._cast(unit, later=later)
         )
-        gradients = self._gradients(size.trainable - unit, later=later) + self.width * unit
+        gradients = self._gradients(size.trainable - unit, later=later)
+        gradients = gradients + self.width * unit * (not later)
         return Work(gradients=gradients, temporaries=work)
 
     def step(self) -> Work:

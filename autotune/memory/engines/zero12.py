@@ -88,14 +88,19 @@ class Zero2(EngineMemory):
         """Return the partition, large gradients the last rank owns, the bucket and its casts."""
         done = place.finished + inside
         some = np.asarray(done, float) > 0
-        buckets = self.width * self.runs.bucket * (1 if self.runs.on_cpu else 2)
-        gradients = np.where(some | later, self.held(), 0.0) + self._kept(done)
-        return Work(gradients=gradients, temporaries=np.where(some, buckets + self._reduced(), 0.0))
+        # The partition comes with the first reduction: not with what still fits into the bucket.
+        reduced = done > np.minimum(self.runs.bucket, self.sizes.trainable / 2)
+        gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
+        return Work(gradients=gradients, temporaries=np.where(some, self._buckets() + self._reduced(), 0.0))
 
     def finish(self, *, later: bool) -> Work:
         """Return the partition, large gradients and the last reduction."""
-        work = self.width * self.runs.bucket * (1 if self.runs.on_cpu else 2) + self._reduced()
-        return Work(gradients=self.held() + self._kept(self.sizes.trainable), temporaries=work)
+        size = self.sizes
+        embedding = size.embedding * size.all_train
+        alone = np.where(embedding > self.runs.bucket, FP32 * embedding, 0.0)
+        gradients = self.held() + self._kept(size.trainable) + self.width * embedding
+        work = self._buckets() + np.maximum(self._reduced(), alone)
+        return Work(gradients=gradients, temporaries=work)
 
     def step(self) -> Work:
         """Return the partition and its update."""
@@ -112,8 +117,13 @@ class Zero2(EngineMemory):
     def _part(self) -> Bytes:
         return self.shard(self.sizes.trainable)
 
+    def _buckets(self) -> Bytes:
+        """Return the bucket, and the second one of ``overlap_comm``."""
+        return self.width * self.runs.bucket * (1 if self.runs.on_cpu else 2)
+
     def _offloaded(self) -> Bytes:
-        return self.optimizer_bytes(self._part) + (FP32 + self.width) * self._part
+        states = self.optimizer_bytes(self._part) + (FP32 + self.width) * self._part
+        return states + self.width * self.sizes.largest_trainable  # temp_grad_buffer_for_cpu_offload
 
     def _kept(self, done: Bytes) -> Bytes:
         """Return the gradients of large parameters that the last rank owns a part of."""

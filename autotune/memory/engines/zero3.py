@@ -62,9 +62,11 @@ class Zero3(EngineMemory):
         return Work(gathered=gathered, temporaries=np.where(some, self._reduced(), 0.0))
 
     def finish(self, *, later: bool) -> Work:
-        """Return the last reduction's copies."""
-        return Work(gathered=self.width * self.sizes.embedding * self.sizes.all_train,
-                    temporaries=self._reduced())
+        """Return the embedding, its gradient and that one's reduction."""
+        size = self.sizes
+        embedding = size.embedding * size.all_train
+        reduced = np.maximum(self._reduced(), self._alone(embedding))
+        return Work(self.width * embedding, self.width * embedding, reduced)
 
     def step(self) -> Work:
         """Return a sub-group's gradients, flattened into a copy, and its update."""
@@ -72,10 +74,6 @@ class Zero3(EngineMemory):
             return Work()
         part = np.minimum(self._part, _SUB_GROUP_ELEMENTS)
         return Work(temporaries=FP32 * part + self.step_temporaries(part, part))
-
-    def evaluation(self) -> Work:
-        """Return the head, or the embedding: without backward everything else is let go."""
-        return Work(gathered=self.width * self.sizes.embedding)
 
     def gather(self) -> tuple[Bytes, Bytes]:
         """Return one gathered parameter at a time, and all of them on rank 0's host."""
@@ -114,7 +112,11 @@ class Zero3(EngineMemory):
 
     def _reduced(self) -> Bytes:
         """Return what one reduction copies: gradients cast to fp32, interleaved by rank."""
-        largest = self.sizes.largest_layer_parameter
-        alone = np.where(largest > self.runs.bucket, FP32 * largest, 0.0)
         filled = FP32 * np.minimum(self.runs.bucket, self.sizes.trainable)
-        return np.maximum(alone, filled) * (1 + self.runs.on_cpu)  # gloo reduces a copy
+        copies = 1 + self.runs.on_cpu  # gloo reduces a copy
+        return np.maximum(self._alone(self.sizes.largest_layer_parameter), filled * copies)
+
+    def _alone(self, elements: Bytes) -> Bytes:
+        """Return the cast of a gradient that no bucket holds."""
+        cast = FP32 * elements * (1 + self.runs.on_cpu)
+        return np.where(elements > self.runs.bucket, cast, 0.0)

@@ -1,6 +1,7 @@
 """Entry: ``python -m autotune.runner.trace REQUEST.json ANSWER.json``.
 
-The request holds ``config`` and ``keys``; the answer ``profiles``, one a key, or ``error``.
+The request holds ``config`` and ``keys``; the answer ``profiles``, one a key, or ``error`` where
+the model is none that can be trained, or ``failure`` where the trace itself went wrong.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ def main() -> int:
         answer: dict[str, Any] = {"profiles": _trace(request["config"], request["keys"])}
     except AutotuneError as error:
         answer = {"error": str(error)}
+    except Exception as error:  # the process edge
+        answer = {"failure": f"{type(error).__name__}: {error}"}
     Path(sys.argv[2]).write_text(json.dumps(answer))
     return 0
 
 
 def _trace(config: dict[str, Any], keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from autotune.runner.trace.profiles import trace_profile
+    from autotune.runner.trace.profiles import trace_profiles
 
-    return [profile_to_json(trace_profile(config, key_from_json(key))) for key in keys]
+    return list(map(profile_to_json, trace_profiles(config, list(map(key_from_json, keys)))))
 
 
 if __name__ == "__main__":

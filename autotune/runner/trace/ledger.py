@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+_IN_PLACE_WHEN_REAL = {
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_add.default,
+    torch.ops.aten.scatter_add.default,
+}
+"""Operators that autograd uses on a fake gradient, and their in-place forms on a real one."""
 # What `_storage_Use_Count` says of a storage with one tensor while Python looks at it.
 _ONE_TENSOR = 2
 
@@ -93,6 +102,13 @@ class Ledger(TorchDispatchMode):
         self._gradient_elements += parameter.numel()
         self.events.append(self._event("gradient"))
 
+    def count_once(self, tensor: torch.Tensor) -> None:
+        """Say that the full model has one of this storage, whatever phase it is born in."""
+        held = self._held.get(tensor.untyped_storage()._cdata)
+        if held is not None:
+            self._scaled -= held.size * (held.copies - 1)
+            held.copies = 1
+
     def add(self, tensor: torch.Tensor, size: int | None = None) -> None:
         """Count a tensor's storage, unless it is counted already."""
         storage = tensor.untyped_storage()
@@ -117,10 +133,9 @@ class Ledger(TorchDispatchMode):
             self.enter(self._next_phase)
             self._next_phase = ""
         before = self._live
-        summed = func is torch.ops.aten.add.Tensor and _sums_gradients(args)
+        in_place = func in _IN_PLACE_WHEN_REAL and _is_gradient_sum(args)
         output = _run(func, args, kwargs or {})
-        if summed:
-            # A fake tensor is summed into a new one, a real one in place.
+        if in_place:
             self._hand_over(args[0], output)
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor):
@@ -170,22 +185,24 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return torch.empty_strided(output.shape, output.stride(), dtype=args[0].dtype)
 
 
-def _sums_gradients(args: tuple[Any, ...]) -> bool:
-    """Say whether autograd sums two gradients that meet, and would do so in place.
+def _is_gradient_sum(args: tuple[Any, ...]) -> bool:
+    """Say whether autograd itself adds to a gradient that nothing else holds.
 
-    `InputBuffer::accumulate` of torch/csrc/autograd/input_buffer.cpp: in place when gradients of
-    gradients are off and nothing else holds the first one. No subclass, no dispatch mode: so never
-    under a trace. An operator's own backward formula adds nothing in the models' code; a Python
-    function's may.
+    Gradients that meet: `InputBuffer::accumulate` of torch/csrc/autograd/input_buffer.cpp. What an
+    index or a gather picked: `index_backward` and `gather_backward` of FunctionsManual.cpp. All
+    work in place on tensors that are no subclass under no dispatch mode, so never under a trace. A
+    function written in Python may add for itself.
     """
-    node = torch._C._current_autograd_node()
-    if node is None or torch.is_grad_enabled() or hasattr(node, "saved_tensors"):
+    if torch.is_grad_enabled() or not _called_by_engine():
         return False
-    first, second = args[:2]
-    if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
-        return False
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    storage = first.untyped_storage()
-    dense = storage.nbytes() == first.nbytes
+    storage = args[0].untyped_storage()
+    dense = storage.nbytes() == args[0].nbytes
     return dense and torch._C._storage_Use_Count(storage._cdata) == _ONE_TENSOR
+
+
+def _called_by_engine() -> bool:
+    """Say whether the operator comes from autograd's engine, not from a function in Python."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_code.co_name in ("inner", "_fn"):  # of torch.compiler
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"

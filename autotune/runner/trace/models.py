@@ -39,8 +39,9 @@ def build(
 ) -> Cut:
     """Build a model on ``meta`` and leave the layers that tell all others.
 
-    Kept are the first and the second layer of each kind and the last layer: a kind's first may make
-    what its others use (a window's mask), and under a frozen embedding the first layer keeps less.
+    Kept are the first and the last layer of each kind, and the last stands for those between: a
+    kind's first may make what its others use (a window's mask), and under a frozen embedding the
+    first layer keeps less.
 
     Raises:
         AutotuneError: transformers cannot build it, or its layers are not one list.
@@ -150,20 +151,12 @@ def _renumber(layer: nn.Module, old: int, new: int) -> None:
 
 
 def _choose(kinds: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    last = len(kinds) - 1
-    chosen = {0, last}
-    for kind in set(kinds):
-        chosen.update([i for i, own in enumerate(kinds) if own == kind and i != last][:2])
-    ordered = sorted(chosen)
-    stands_for = []
-    for i, kind in enumerate(kinds):
-        if i in chosen:
-            stands_for.append(ordered.index(i))
-        else:
-            # The kind's second: nothing comes first in it, and it is not the last layer.
-            second = [j for j in ordered if kinds[j] == kind and j != last][1]
-            stands_for.append(ordered.index(second))
-    return tuple(ordered), tuple(stands_for)
+    """Return the layers to keep and, for each layer, the place of the one that stands for it."""
+    first = {kind: kinds.index(kind) for kind in kinds}
+    last = {kind: i for i, kind in enumerate(kinds)}
+    ordered = sorted({*first.values(), *last.values()})
+    standing = (i if i == first[kind] else last[kind] for i, kind in enumerate(kinds))
+    return tuple(ordered), tuple(map(ordered.index, standing))
 
 
 def _cut_config(config: Any, count: int, chosen: tuple[int, ...]) -> None:

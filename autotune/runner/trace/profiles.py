@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -9,9 +12,9 @@ import numpy as np
 
 from autotune.memory.polynomials import as_polynomial, fit, points
 from autotune.memory.profile import ZERO, ActivationProfile, LayerKind, Phase
-from autotune.memory.setup import TraceKey
+from autotune.memory.setup import Attention, Checkpointing, TraceKey
 from autotune.runner.experts import register_experts
-from autotune.runner.trace import step
+from autotune.runner.trace import kernels, models, regimes, step
 from autotune.runner.trace.envelope import envelope
 from autotune.runner.trace.ledger import Event, Ledger
 from autotune.runner.ulysses import register_attention
@@ -23,26 +26,37 @@ _EXCHANGED = (2, 4, 8)
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft")
 
 
-def trace_profile(config: dict[str, Any], key: TraceKey) -> ActivationProfile:
-    """Trace a model under a key.
+def trace_profiles(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[ActivationProfile]:
+    """Trace a model under each key.
 
     Args:
         config: the Hugging Face config with ``model_type``.
-        key: what decides the allocations.
+        keys: what decides the allocations.
 
     Raises:
         AutotuneError: transformers cannot build the model, or it cannot be traced.
     """
     register_attention()
     register_experts()
-    cp = _CP if key.exchanged else 1
-    tracer = step.Tracer(config, key, cp)
-    sizes = points(*_lengths(config, key.windowed, cp), _batches(key))
-    traces = [tracer.run(*size) for size in sizes]
-    cps = _EXCHANGED if key.exchanged else _WHOLE
-    return _Assembly(tracer, sizes, cp, cps).profile(
-        [t.training for t in traces], [t.evaluation for t in traces]
-    )
+    cuts: dict[tuple[Any, ...], models.Cut] = {}
+    evaluations: dict[TraceKey, Phase] = {}
+    profiles = []
+    for key in keys:
+        built = (regimes.WEIGHTS[key.regime], kernels.register(key.attention), key.adapter)
+        if built not in cuts:
+            dtype, attention, adapter = built
+            cuts[built] = models.build(config, dtype=dtype, attention=attention, adapter=adapter)
+        assembly = _Assembly(copy.deepcopy(cuts[built]), key, config)
+        try:
+            profiles.append(assembly.profile(evaluations))
+        except _UnlikeError:
+            assembly.leave_one_out()
+            profiles.append(assembly.profile(evaluations))
+    return profiles
+
+
+class _UnlikeError(Exception):
+    """The model runs other operators at another size."""
 
 
 def _lengths(config: dict[str, Any], windowed: bool, cp: int) -> tuple[int, int]:
@@ -55,24 +69,43 @@ def _lengths(config: dict[str, Any], windowed: bool, cp: int) -> tuple[int, int]
     return step_size, step_size
 
 
-def _batches(key: TraceKey) -> tuple[int, ...]:
-    if not key.exchanged:
-        return 1, 2, 3
-    # Turning heads and tokens about copies nothing where there is one sequence.
-    return (1, 1) if key.single else (2, 3, 4)
+_FROM_ONE, _FROM_TWO, _ALWAYS_ONE = (1, 2, 3), (2, 3, 4), (1, 1)
 
 
 class _Assembly:
-    def __init__(
-        self, tracer: step.Tracer, sizes: list[tuple[int, int]], cp: int, cps: tuple[int, ...]
-    ) -> None:
-        self._tracer = tracer
-        self._sizes = sizes
-        self._cp = cp
-        self._cps = cps
+    def __init__(self, cut: models.Cut, key: TraceKey, config: dict[str, Any]) -> None:
+        self._cut = cut
+        self._key = key
+        self._config = config
+        self._cp = _CP if key.exchanged else 1
+        self._cps = _EXCHANGED if key.exchanged else _WHOLE
+        self._tracer = step.Tracer(cut, key, self._cp)
+        # Turning heads and tokens about copies nothing where there is one sequence.
+        batches = _ALWAYS_ONE if key.single else _FROM_TWO if key.exchanged else _FROM_ONE
+        self._sizes = self._make_sizes(batches)
 
-    def profile(self, training: list[Ledger], evaluation: list[Ledger]) -> ActivationProfile:
-        cut = self._tracer.cut
+    def leave_one_out(self) -> None:
+        """Trace several sequences alone; one takes no more."""
+        self._sizes = self._make_sizes(_FROM_TWO)
+
+    def _make_sizes(self, batches: tuple[int, ...]) -> list[tuple[int, int]]:
+        key = self._key
+        squares = key.packed or key.windowed or key.attention is Attention.EAGER
+        lengths = _lengths(self._config, key.windowed, self._cp)
+        return points(*lengths, batches, squares=squares)
+
+    def profile(self, evaluations: dict[TraceKey, Phase]) -> ActivationProfile:
+        """Trace the key, and its evaluation if no other key had the same.
+
+        Raises:
+            _UnlikeError: some sizes run other operators than others.
+        """
+        # Evaluation computes nothing again.
+        same = replace(self._key, checkpointing=Checkpointing.NONE)
+        if same not in evaluations:
+            evaluations[same] = self._evaluation()
+        cut = self._cut
+        training = [self._tracer.train(*size) for size in self._sizes]
         layers = []
         for place, layer in enumerate(cut.layers):
             parameters = list(layer.parameters())
@@ -95,7 +128,7 @@ class _Assembly:
             loss_backward=self._phase(training, step.LOSS_BACK, scaled=True),
             head_backward=self._phase(training, step.HEAD_BACK, scaled=True),
             embedding_backward=self._phase(training, step.EMBEDDING_BACK, scaled=True),
-            evaluation=self._evaluation(evaluation),
+            evaluation=evaluations[same],
             versions=tuple((name, version(name)) for name in _LIBRARIES),
         )
 
@@ -124,10 +157,11 @@ class _Assembly:
             gradient_elements=gradients[-1],
         )
 
-    def _evaluation(self, ledgers: list[Ledger]) -> Phase:
+    def _evaluation(self) -> Phase:
         """Fit all instants of an evaluation, with what all layers leave behind by then."""
+        ledgers = [self._tracer.evaluate(*size) for size in self._sizes]
         # A layer's instant counts every other layer's leavings, so as if it came last.
-        copies = self._tracer.cut.copies
+        copies = self._cut.copies
         names = [step.layer_phase(place, back=False) for place in range(len(copies))]
         all_values = []
         for ledger in ledgers:
@@ -158,5 +192,5 @@ def _aligned(rows: list[list[Event]]) -> list[list[Event]]:
     operators = [event.operator for event in rows[0]]
     for row in rows[1:]:
         if [event.operator for event in row] != operators:
-            raise ValueError("the model runs other operators at another size")
+            raise _UnlikeError
     return rows

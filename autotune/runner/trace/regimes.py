@@ -12,7 +12,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from autotune.memory.setup import Checkpointing, Regime
+from autotune.memory.setup import Checkpointing, Regime, TraceKey
+from autotune.runner.trace.losses import HEAD_IN_THE_LOSS
 from autotune.runner.trace.models import Cut
 
 WEIGHTS = {
@@ -33,30 +34,30 @@ _KEPT = {
 }
 
 
-def wrap(cut: Cut, regime: Regime, checkpointing: Checkpointing) -> list[nn.Module]:
-    """Add a regime's casts and checkpoints to a model.
+def wrap(cut: Cut, key: TraceKey) -> list[nn.Module]:
+    """Add the casts and checkpoints of a key's engine to a model.
 
     Returns:
         What a decoder layer is from outside, first to last: the checkpoint's wrapper where the
         engine puts one around it.
     """
     outside: list[nn.Module] = list(cut.layers)
-    match checkpointing:
+    match key.checkpointing:
         case Checkpointing.NONE:
             pass
         case Checkpointing.SELECTIVE:
             outside = _wrap_layers(cut, context_fn=_selective)
-        case Checkpointing.FULL if regime is Regime.FSDP:
+        case Checkpointing.FULL if key.regime is Regime.FSDP:
             # accelerate.utils.fsdp_utils.fsdp2_apply_ac
             outside = _wrap_layers(cut, preserve_rng_state=False)
         case _:
-            reentrant = checkpointing is Checkpointing.REENTRANT
+            reentrant = key.checkpointing is Checkpointing.REENTRANT
             cut.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             if reentrant:
                 cut.model.enable_input_require_grads()
-    if regime is Regime.FSDP:
-        _cast_as_fsdp2(cut, outside)
-    elif regime is Regime.AUTOCAST:
+    if key.regime is Regime.FSDP:
+        _cast_as_fsdp2(cut, has_head=key.loss not in HEAD_IN_THE_LOSS)
+    elif key.regime is Regime.AUTOCAST:
         # Accelerator.prepare_model
         forward = torch.autocast("cpu", torch.bfloat16)(cut.model.forward)
         cut.model.forward = convert_outputs_to_fp32(forward)
@@ -77,7 +78,7 @@ def _selective() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def _cast_as_fsdp2(cut: Cut, outside: list[nn.Module]) -> None:
+def _cast_as_fsdp2(cut: Cut, *, has_head: bool) -> None:
     """Cast at the edges of the units that `fsdp2_prepare_model` of accelerate 1.15 makes.
 
     Each unit's inputs become the compute type and its outputs fp32 (`FSDPState._pre_forward` and
@@ -89,8 +90,9 @@ def _cast_as_fsdp2(cut: Cut, outside: list[nn.Module]) -> None:
 
     model = cut.model
     units = [*cut.layers, *(getattr(m, "_checkpoint_wrapped_module", m) for m in cut.layers)]
-    units += [model.get_input_embeddings(), model.get_output_embeddings()]
-    units += [fsdp_utils._find_final_norm(model), model]
+    units += [model.get_input_embeddings(), fsdp_utils._find_final_norm(model), model]
+    if has_head:
+        units.append(model.get_output_embeddings())
     for unit in dict.fromkeys(unit for unit in units if unit is not None):
         unit.register_forward_pre_hook(_casting_inputs, prepend=True, with_kwargs=True)
         unit.register_forward_hook(_casting_output)

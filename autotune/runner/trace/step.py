@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -12,12 +11,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autotune.memory.setup import TraceKey
+from autotune.memory.setup import Attention, TraceKey
 from autotune.runner import ulysses
-from autotune.runner.loss import token_weighted_loss
-from autotune.runner.trace import models, regimes
+from autotune.runner.trace import liger, losses, models, regimes
 from autotune.runner.trace.ledger import Ledger
-from autotune.runner.ulysses import ATTENTION_NAME, AttentionContext, document_mask
+from autotune.runner.ulysses import AttentionContext, document_mask
 
 EMBEDDING, HEAD, LOSS = "embedding", "head", "loss"
 LOSS_BACK, HEAD_BACK, EMBEDDING_BACK = "loss back", "head back", "embedding back"
@@ -28,48 +26,47 @@ def layer_phase(place: int, *, back: bool) -> str:
     return f"layer {place} back" if back else f"layer {place}"
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Ledgers of a micro-step at one size."""
-
-    training: Ledger
-    evaluation: Ledger
-
-
 class Tracer:
     """A cut model, ready to be run at several sizes."""
 
-    def __init__(self, config: dict[str, Any], key: TraceKey, cp: int) -> None:
-        """Build it.
+    def __init__(self, cut: models.Cut, key: TraceKey, cp: int) -> None:
+        """Wrap the model as the key's engine does.
 
         Args:
-            config: the Hugging Face config with ``model_type``.
+            cut: this tracer's own, without storage.
             key: what decides the allocations.
             cp: ranks of a sequence; 1 when not `key.exchanged`.
         """
         self._key = key
         self._cp = cp
-        self.cut = models.build(
-            config,
-            dtype=regimes.WEIGHTS[key.regime],
-            attention=ATTENTION_NAME,
-            adapter=key.adapter,
-        )
+        self.cut = cut
+        if key.loss in losses.HEAD_IN_THE_LOSS:
+            losses.drop_head(cut.model)
+        if key.fused_kernels:
+            liger.patch(cut.model)
+        self._loss_function = losses.loss_of(key.loss, cut.model)
+        self._layer = cut.layers[0]
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._mode:
-            models.materialise(self.cut)
-            self._outside = regimes.wrap(self.cut, key.regime, key.checkpointing)
+            models.materialise(cut)
+            self._outside = regimes.wrap(cut, key)
         self._ledger: Ledger | None = None
         self._mark_phases()
 
-    def run(self, batch: int, local: int) -> Trace:
-        """Trace a training micro-step and an evaluation of `batch` sequences of `local` tokens."""
-        return Trace(self._run(batch, local, self._train), self._run(batch, local, self._evaluate))
+    def train(self, batch: int, local: int) -> Ledger:
+        """Trace a training micro-step of `batch` sequences of `local` tokens."""
+        return self._run(batch, local, self._train)
+
+    def evaluate(self, batch: int, local: int) -> Ledger:
+        """Trace an evaluation of as much."""
+        return self._run(batch, local, self._evaluate)
 
     def _run(self, batch: int, local: int, step: Any) -> Ledger:
         copies = {layer_phase(i, back=False): n for i, n in enumerate(self.cut.copies)}
         ledger = Ledger(copies)
-        with self._mode, _own_context(self._cp):
+        fused = self._key.fused_kernels
+        rope = liger.patched_rope(self._layer) if fused else contextlib.nullcontext()
+        with self._mode, _own_context(self._cp), rope:
             ledger.ignore([*self.cut.model.parameters(), *self.cut.model.buffers()])
             self._ledger = ledger
             with ledger:
@@ -85,7 +82,7 @@ class Tracer:
             name: torch.zeros(batch, local, dtype=torch.long)
             for name in ("input_ids", "position_ids", "shift_labels")
         }
-        if self._key.packed:
+        if self._masked_by_document:
             size = local * self._cp
             made["full_document_ids"] = torch.zeros(batch, size, dtype=torch.long)
         return made
@@ -108,12 +105,15 @@ class Tracer:
         self._enter(LOSS)
         if logits.requires_grad:
             logits.register_hook(lambda _: self._enter(HEAD_BACK))
-        return token_weighted_loss(logits, labels, tokens, 1)
+        return self._loss_function(logits, labels, tokens)
+
+    @property
+    def _masked_by_document(self) -> bool:
+        return self._key.packed and self._key.attention in (Attention.RUNNER, Attention.SDPA)
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        ulysses.CONTEXT.mask = (
-            document_mask(inputs["full_document_ids"]) if self._key.packed else None
-        )
+        documents = inputs.get("full_document_ids")
+        ulysses.CONTEXT.mask = None if documents is None else document_mask(documents)
         outputs = self.cut.model(
             input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
         )
@@ -153,6 +153,8 @@ class Tracer:
             if hidden.requires_grad:
                 hidden.register_hook(lambda _: self._enter(layer_phase(place, back=True)))
             if is_last and self._ledger is not None and self._ledger.phase == own:
+                # Of the layers it stands for, each output goes when the next layer has run.
+                self._ledger.count_once(hidden)
                 self._ledger.enter_with_next(HEAD)
 
         return mark
