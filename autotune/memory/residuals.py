@@ -37,6 +37,9 @@ _NOISE_DEGREES = 4.0
 """What the stated noise counts for, in rows."""
 _ITERATIONS = 12
 _MOST_DEGREES = 100.0
+_SIZE_STEP = 0.02
+_LARGE = 1e6
+"""Above every count of size steps: separates layouts in one key."""
 
 
 class Ruler(StrEnum):
@@ -158,8 +161,8 @@ class Residuals:
 
     def __init__(self, rows: Sequence[Row], spread: Spread, source: str) -> None:
         self._spread = spread
-        self._source = source
-        self._count = sum(not row.exceeded for row in rows)
+        self.source = source
+        self.count = sum(not row.exceeded for row in rows)
         self._codes: dict[str, int] = {}
         self._known = self._columns(
             [row.engine for row in rows],
@@ -186,8 +189,8 @@ class Residuals:
             [engine_label(plan)], [str(plan.recompute)], model, np.array([predicted_bytes], float)
         )
         return Residual(
-            source=self._source,
-            count=self._count,
+            source=self.source,
+            count=self.count,
             bias=float(bias[0]),
             scale=float(scale[0]),
             degrees=float(degrees[0]),
@@ -217,6 +220,38 @@ class Residuals:
             effects**2 / self._spread.degrees + self._noise**2 / self._noise_degrees
         )
         return bias, scale, np.minimum(degrees, _MOST_DEGREES)
+
+    def predict_columns(
+        self,
+        engines: Sequence[str],
+        recompute: Sequence[str],
+        layout: NDArray[np.int64],
+        model: str,
+        predicted_bytes: Array,
+    ) -> tuple[Array, Array, Array]:
+        """Return the same for any number of plans of few layouts.
+
+        Sizes are rounded to 2%, within which nothing here changes.
+
+        Args:
+            engines: Of each layout.
+            recompute: Of each layout.
+            layout: Of each plan, the index into these.
+            model: Of all of them.
+            predicted_bytes: Of each plan.
+        """
+        steps = np.round(np.log(predicted_bytes) / _SIZE_STEP)
+        keys = layout * _LARGE + steps
+        kinds, place = np.unique(keys, return_inverse=True)
+        of = (kinds // _LARGE).astype(int)
+        found = self.predict_many(
+            [engines[i] for i in of],
+            [recompute[i] for i in of],
+            model,
+            np.exp((kinds % _LARGE) * _SIZE_STEP),
+        )
+        bias, scale, degrees = (values[place] for values in found)
+        return bias, scale, degrees
 
     def _fit(self, y: Array, exceeded: NDArray[np.bool_]) -> None:
         stated = self._spread.noise**2

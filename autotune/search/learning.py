@@ -63,16 +63,16 @@ class Learner:
 
     def _judged(self, estimate: Estimate) -> Estimate:
         residual = self._residuals.predict(
-            estimate.plan, self._model, estimate.memory.measurable_bytes
+            estimate.plan, self._model, estimate.peak.measurable_bytes
         )
         return judged(estimate, self._hardware, residual)
 
     def _entry(self, family: Family, record: TrialRecord) -> Entry | None:
         real = _real_bytes(record)
-        memory = family.rung(record.plan_object.micro_batch_size).memory
+        peak = family.rung(record.plan_object.micro_batch_size).peak
         exceeded = record.outcome is Outcome.OOM
         if exceeded:
-            real = self._hardware.gpu.memory_bytes - memory.framework_bytes
+            real = self._hardware.gpu.memory_bytes - peak.framework_bytes
         if not real or real <= 0:
             return None
         return Entry(
@@ -83,7 +83,7 @@ class Learner:
             workload=self._workload,
             engine=engine_label(record.plan_object),
             recompute=str(record.plan_object.recompute),
-            predicted_bytes=memory.measurable_bytes,
+            predicted_bytes=peak.measurable_bytes,
             real_bytes=real,
             exceeded=exceeded,
             recorded_at=record.started_at,

@@ -99,7 +99,7 @@ def family_name(plan: Plan) -> str:
 
 def predicted_oom(estimate: Estimate) -> dict[str, Any]:
     """Return the entry of a plan that is not tried."""
-    need = estimate.memory.expected_bytes
+    need = estimate.peak.expected_bytes
     return {
         "plan": estimate.plan.to_dict(),
         "code": "PREDICTED_OOM",

@@ -377,12 +377,12 @@ def _with_prediction(
     record: TrialRecord, family: Family, number: int, folder: Path, study: Path, ended: Ended
 ) -> TrialRecord:
     estimate = family.rung(record.plan_object.micro_batch_size)
-    low, high = estimate.memory.interval_bytes
+    low, high = estimate.peak.interval_bytes
     started = (folder / REQUEST_FILE).stat().st_mtime
     return replace(
         record,
         launch=number,
-        predicted_bytes=estimate.memory.total_bytes,
+        predicted_bytes=estimate.peak.total_bytes,
         predicted_low_bytes=low,
         predicted_high_bytes=high,
         predicted_fit_probability=estimate.fit_probability,
