@@ -173,6 +173,7 @@ class Residuals:
         )
         y = np.array([row.log_ratio for row in rows], float)
         exceeded = np.array([row.exceeded for row in rows], bool)
+        self._measured, self._exceeded = y, exceeded
         self._fit(y, exceeded)
 
     @classmethod
@@ -252,6 +253,15 @@ class Residuals:
         )
         bias, scale, degrees = (values[place] for values in found)
         return bias, scale, degrees
+
+    def log_likelihood(self) -> float:
+        """Return how likely the measured rows are under the stated spreads; for choosing these."""
+        rows = ~self._exceeded
+        shared = self._covariance(self._known, self._known)[np.ix_(rows, rows)]
+        covariance = shared + self._spread.noise**2 * np.eye(len(shared))
+        missed = self._measured[rows]
+        _, log_determinant = np.linalg.slogdet(covariance)
+        return float(-(missed @ np.linalg.solve(covariance, missed) + log_determinant) / 2)
 
     def _fit(self, y: Array, exceeded: NDArray[np.bool_]) -> None:
         stated = self._spread.noise**2
@@ -336,7 +346,7 @@ def _of_records(ruler: Ruler) -> Residuals:
 def _committed(ruler: Ruler) -> tuple[Spread, str, tuple[Row, ...]]:
     """Read what ships: benchmarks/memory/residuals.py writes it."""
     entry = json.loads(_FILE.read_text(encoding="utf-8"))[ruler]
-    names = [field.name for field in fields(Row)][:5]
+    names = [field.name for field in fields(Row)][:6]
     rows = tuple(
         Row(**dict(zip(names, values, strict=True)), here=False) for values in entry["rows"]
     )
