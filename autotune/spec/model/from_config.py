@@ -106,8 +106,8 @@ def _family_of(name: str, config: Mapping[str, Any], weights: str | None) -> Fam
         )
     if classes and not classes[0].endswith(_NEXT_TOKEN):
         raise AutotuneError(
-            f"Model {name!r} is {classes[0]}, which does not predict the next token, and only models "
-            f"that do are trained here: {family.causal_lm} for this model_type."
+            f"Model {name!r} is {classes[0]}, which does not predict the next token, and only "
+            f"models that do are trained here: {family.causal_lm} for this model_type."
         )
     if config.get("use_bidirectional_attention"):
         raise AutotuneError(
