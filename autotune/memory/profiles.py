@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
@@ -36,6 +37,7 @@ TRACER_VERSION = 1
 _STACK = ("torch", "transformers", "accelerate", "peft")
 _START_S, _KEY_S = 120, 60
 """Limits of a trace; it takes some 10 s to start and 2 to 5 s a key."""
+_KEYS_WORTH_A_CHILD = 5
 # What a config says of its files, not of its model.
 _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
 
@@ -149,7 +151,7 @@ def _from_trace(
     )
     profiles = {}
     try:
-        traced = trace_in_child(model.hf_config, keys)
+        traced = _trace_in_children(model.hf_config, keys)
     except TraceFailure as failure:
         _LOG.warning("%s Counting what its family allocates instead.", failure)
         return {}
@@ -157,6 +159,15 @@ def _from_trace(
         profiles[key] = profile_from_json(data)
         _write(_cache_file(digest, key), data)
     return profiles
+
+
+def _trace_in_children(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Any]:
+    """Split many keys over processes; a few are not worth another one's start."""
+    count = max(1, min(len(keys) // _KEYS_WORTH_A_CHILD, (os.cpu_count() or 1) // 2))
+    shares = [keys[i::count] for i in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        answers = list(pool.map(partial(trace_in_child, config), shares))
+    return [answers[i % count][i // count] for i in range(len(keys))]
 
 
 def trace_in_child(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Any]:
