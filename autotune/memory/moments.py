@@ -67,7 +67,9 @@ class Walk:
                 work = moment.work._replace(gradients=moment.work.gradients + self.engine.held())
                 yield Moment(prefix + moment.instant, moment.activations, moment.logits, work)
             else:
-                yield Moment(prefix + moment.instant, moment.activations, moment.logits, moment.work)
+                yield Moment(
+                    prefix + moment.instant, moment.activations, moment.logits, moment.work
+                )
 
     def _forward(self) -> Iterator[Moment]:
         profile, engine = self.profile, self.engine
@@ -99,9 +101,9 @@ class Walk:
         yield from self._back("head_backward", place, phase, kept, level, later=later)
         yield from self._boundary("head_backward", place, phase, kept, level, later=later)
         starts = self._backward_starts()
-        for index in self._candidates():
-            phase = profile.kinds[profile.layers[index]].backward
-            place, level = self._layer(index), self.features @ starts[index]
+        for kind, index in self._backward_candidates():
+            phase = profile.kinds[kind].backward
+            place, level = self._layer(index), self._level(starts, index)
             yield from self._back("backward", place, phase, level, 0.0, later=later)
             yield from self._boundary("backward", place, phase, level, 0.0, later=later)
         place, phase = self._embedding(), profile.embedding_backward
@@ -182,6 +184,24 @@ class Walk:
             | {len(layers) - 1 - layers[::-1].index(kind) for kind in set(layers)}
         )
 
+    def _backward_candidates(self) -> Iterator[tuple[int, Any]]:
+        """Yield kinds and layers; a layer may be another for each plan."""
+        layers = self.profile.layers
+        yield from ((layers[index], index) for index in self._candidates())
+        turn = self.engine.turn()
+        if turn is None:
+            return
+        finished = np.array([self._layer(i).finished for i in range(len(layers))])
+        for kind in dict.fromkeys(layers):
+            own = np.flatnonzero(np.array(layers) == kind)
+            # The layer of its kind in whose backward that much is finished, and the one above.
+            rank = np.searchsorted(-finished[own], -turn, side="right")
+            for place in (rank, rank + 1):
+                yield kind, own[np.clip(place, 0, len(own) - 1)]
+
+    def _level(self, starts: Array, index: Any) -> Bytes:
+        return (self.features * starts[index]).sum(axis=-1)
+
     def _embedding(self) -> Place:
         size = self.sizes
         trained = size.embedding * size.all_train
@@ -191,23 +211,24 @@ class Walk:
             above=size.total - size.embedding, first=False, finished=size.trainable - trained,
         )  # fmt: skip
 
-    def _layer(self, index: int) -> Place:
+    def _layer(self, index: Any) -> Place:
         size = self.sizes
-        last, below = len(size.layers) - 1, float(size.embedding + size.layers[:index].sum())
+        layers, trained = size.layers, size.layers_trainable
         tail = size.head + size.norm
-        tail_trained = tail * size.all_train
-        above_trained = float(size.layers_trainable[index + 1 :].sum())
+        below = size.embedding + np.concatenate([[0.0], np.cumsum(layers)])[index]
+        above = tail + np.concatenate([np.cumsum(layers[::-1])[::-1], [0.0]])[index + 1]
+        done = np.concatenate([np.cumsum(trained[::-1])[::-1], [0.0]])[index + 1]
         return Place(
             kind="layer",
-            unit=size.layers[index],
-            unit_trainable=size.layers_trainable[index],
-            before=size.layers[index - 1] if index else size.embedding,
-            after=size.layers[index + 1] if index < last else tail,
-            after_trainable=size.layers_trainable[index + 1] if index < last else tail_trained,
+            unit=layers[index],
+            unit_trainable=trained[index],
+            before=np.concatenate([[size.embedding], layers])[index],
+            after=np.append(layers[1:], tail)[index],
+            after_trainable=np.append(trained[1:], tail * size.all_train)[index],
             below=below,
-            above=size.total - below - float(size.layers[index]),
-            first=index == 0,
-            finished=tail_trained + above_trained,
+            above=above,
+            first=np.equal(index, 0),
+            finished=tail * size.all_train + done,
         )
 
     def _tail(self) -> Place:

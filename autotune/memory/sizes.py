@@ -30,6 +30,8 @@ class Sizes:
     """``[num_layers]``."""
     root_trainable: float
     """Of embedding, head and final norm; 0 under an adapter."""
+    module: float
+    """Of the layers' largest module with parameters of its own: a projection, or all experts."""
     parameters: tuple[int, ...]
     """Distinct sizes of the trainable parameters of all layers, descending."""
     counts: tuple[int, ...]
@@ -104,9 +106,16 @@ def sizes_of(model: ModelSpec, profile: ActivationProfile, adapter: Lora | None)
         layers=np.array([kind.parameter_elements for kind in kinds], float),
         layers_trainable=np.array([kind.trainable_elements for kind in kinds], float),
         root_trainable=0 if adapter else root,
+        module=_largest_module(model),
         parameters=tuple(sizes),
         counts=tuple(single[size] for size in sizes),
     )
+
+
+def _largest_module(model: ModelSpec) -> int:
+    experts = model.moe.num_experts * model.num_expert_parameters if model.moe else 0
+    ffn = model.ffn_linears if model.num_dense_layers else {}
+    return max(experts, *(a * b for a, b in (model.attention_linears | ffn).values()))
 
 
 def _trained(model: ModelSpec, adapter: Lora | None) -> dict[int, int]:

@@ -89,7 +89,9 @@ def _share(found: MemoryEstimate) -> float:
 
 def columns() -> list[str]:
     """Return the columns of the result."""
-    pairs = [f"{name}_{what}" for name in (*STATES, *COMPARED) for what in ("predicted", "measured")]
+    pairs = [
+        f"{name}_{what}" for name in (*STATES, *COMPARED) for what in ("predicted", "measured")
+    ]
     return [
         "name", "split", "engine", "ranks", "predicted", "measured", "error",
         "error_net_of_buckets", "predicted_instant", "measured_instant", "states_and_activations",

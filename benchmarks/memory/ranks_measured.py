@@ -22,8 +22,8 @@ COLUMNS = (
 )  # fmt: skip
 """Bytes of the rank that held most; empty where a configuration has no such instant.
 
-``rest`` is what lives between two steps, ``prepared`` before the first, ``loading_peak`` the highest
-before it.
+``rest`` is what lives between two steps, ``prepared`` before the first, ``loading_peak`` the
+highest before it.
 """
 
 _STEPS = 2
@@ -97,7 +97,9 @@ def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write all rows at once: a crash leaves the old file or the new one."""
     temporary = file.with_suffix(".tmp")
     with temporary.open("w", newline="") as text:
-        writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(
+            text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
     temporary.rename(file)

@@ -27,7 +27,6 @@ from ranks_timeline import mark, record, settle_collectives
 from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor
 
-from autotune.plan import Engine
 from autotune.runner import session as session_module
 from autotune.runner import trainer as trainer_module
 from autotune.runner.answer import Answer
@@ -174,12 +173,18 @@ def measure(request: Request, answer: Answer) -> dict[str, Any]:
         del state
 
     windows = record(run)
-    return {"windows": [asdict(w) for w in windows], "found": found, "asserted": answer.result.asserted}
+    return {
+        "windows": [asdict(w) for w in windows],
+        "found": found,
+        "asserted": answer.result.asserted,
+    }
 
 
 def _trainer(session: Session, phases: Phases) -> AutotuneTrainer:
     plan, sequences = session.plan, session.data.train
-    few = sequences.take(np.arange(min(len(sequences), plan.micro_batch_size * plan.data_parallel_size)))
+    few = sequences.take(
+        np.arange(min(len(sequences), plan.micro_batch_size * plan.data_parallel_size))
+    )
     return make_trainer(
         session,
         lambda: training_arguments(

@@ -128,6 +128,10 @@ class EngineMemory(ABC):
         del place, later
         return None
 
+    def turn(self) -> Array | None:
+        """Return the finished elements from which a rank's gradients grow no more, if any."""
+        return None
+
     def leave(self, place: Place, *, later: bool) -> Work:
         """Return what is there when a unit's backward has ended and its gradients are reduced."""
         return self.backward(place, place.unit_trainable, later=later)

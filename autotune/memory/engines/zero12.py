@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.memory.engines.base import FP32, Bytes, EngineMemory, Place, Work
+from autotune.memory.engines.base import FP32, Array, Bytes, EngineMemory, Place, Work
 
 _REDUCED_AT_ONCE = 5e8
 """``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``, elements ZeRO-1 reduces together."""
@@ -84,6 +84,10 @@ class Zero2(EngineMemory):
         """Return the fp32 partition."""
         return FP32 * self._part
 
+    def turn(self) -> Array | None:
+        """Return where the last rank's part of the parameters ends."""
+        return np.asarray(self._part, float)
+
     def backward(self, place: Place, inside: Bytes, *, later: bool) -> Work:
         """Return the partition, large gradients the last rank owns, the bucket and its casts."""
         done = place.finished + inside
@@ -91,7 +95,9 @@ class Zero2(EngineMemory):
         # The partition comes with the first reduction: not with what still fits into the bucket.
         reduced = done > np.minimum(self.runs.bucket, self.sizes.trainable / 2)
         gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
-        return Work(gradients=gradients, temporaries=np.where(some, self._buckets() + self._reduced(), 0.0))
+        return Work(
+            gradients=gradients, temporaries=np.where(some, self._buckets() + self._reduced(), 0.0)
+        )
 
     def finish(self, *, later: bool) -> Work:
         """Return the partition, large gradients and the last reduction."""
@@ -123,7 +129,9 @@ class Zero2(EngineMemory):
 
     def _offloaded(self) -> Bytes:
         states = self.optimizer_bytes(self._part) + (FP32 + self.width) * self._part
-        return states + self.width * self.sizes.largest_trainable  # temp_grad_buffer_for_cpu_offload
+        return (
+            states + self.width * self.sizes.largest_trainable
+        )  # temp_grad_buffer_for_cpu_offload
 
     def _kept(self, done: Bytes) -> Bytes:
         """Return the gradients of large parameters that the last rank owns a part of."""

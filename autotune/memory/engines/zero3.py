@@ -41,7 +41,9 @@ class Zero3(EngineMemory):
         """Return the parameters gathered so far, and the buffers of the next gather."""
         now = place.below + place.unit
         kept = np.minimum(place.below, np.maximum(0.0, self._window - place.above - place.unit))
-        return Work(gathered=self.width * (np.minimum(kept + place.unit, now) + self._in_flight(place)))
+        return Work(
+            gathered=self.width * (np.minimum(kept + place.unit, now) + self._in_flight(place))
+        )
 
     def forward(self, place: Place) -> Work:
         """Return the parameters that stay, the unit's own, and those fetched ahead."""
@@ -98,11 +100,7 @@ class Zero3(EngineMemory):
 
     def _module(self, place: Place) -> Bytes:
         """Return what is gathered at once: a layer's largest module."""
-        return place.unit if place.kind != "layer" else np.minimum(place.unit, self._largest)
-
-    @property
-    def _largest(self) -> float:
-        return self.sizes.largest_layer_parameter
+        return place.unit if place.kind != "layer" else np.minimum(place.unit, self.sizes.module)
 
     def _in_flight(self, place: Place) -> Bytes:
         """Return a gather's flat buffer, and gloo's copy of it."""
