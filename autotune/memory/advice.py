@@ -122,11 +122,11 @@ def _shardings(plan: Plan) -> Iterator[tuple[str, Plan]]:
     """Spread the states further: the next ZeRO stage, or FSDP2's own steps."""
     match plan.engine:
         case Engine.DDP:
-            sharded = {"dp_replicate": 1, "dp_shard": plan.dp_replicate}
+            sharded = replace(plan, dp_replicate=1, dp_shard=plan.dp_replicate)
             for stage in (1, 2, 3):
-                zero = replace(plan, engine=Engine.DEEPSPEED, zero_stage=stage, **sharded)
+                zero = replace(sharded, engine=Engine.DEEPSPEED, zero_stage=stage)
                 yield f"ZeRO-{stage}", zero
-            yield "FSDP2", replace(plan, engine=Engine.FSDP2, **sharded)
+            yield "FSDP2", replace(sharded, engine=Engine.FSDP2)
         case Engine.DEEPSPEED:
             for stage in range(plan.zero_stage + 1, 4):
                 yield f"ZeRO-{stage}", replace(plan, zero_stage=stage)

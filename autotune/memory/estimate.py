@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from autotune.memory.moments import Moment, plain
+from autotune.memory.peak import Peak
 from autotune.memory.profile import ActivationProfile
 from autotune.memory.profiles import activation_profile
 from autotune.memory.residuals import Residual, Residuals, ruler_of
@@ -56,28 +56,24 @@ class MemoryEstimate:
         return sum(self.components.values())
 
     @property
+    def peak(self) -> Peak:
+        """The peak without its components."""
+        return Peak(
+            total_bytes=self.total_bytes,
+            framework_bytes=self.components["framework"],
+            host_bytes=self.host_bytes,
+            residual=self.residual,
+        )
+
+    @property
     def interval_bytes(self) -> tuple[int, int]:
         """90% interval of what a run takes."""
-        low, high = self.residual.interval
-        return self._at(low), self._at(high)
+        return self.peak.interval_bytes
 
     @property
     def expected_bytes(self) -> int:
         """`total_bytes`, corrected by what runs measured; the same where none did."""
-        return self._at(math.exp(self.residual.bias))
-
-    @property
-    def framework_bytes(self) -> int:
-        """What a process takes outside the allocator."""
-        return self.components["framework"]
-
-    @property
-    def measurable_bytes(self) -> int:
-        """What a trial measures: the allocator's share on CUDA, all of it on CPU ranks."""
-        return self.total_bytes - self.framework_bytes
-
-    def _at(self, ratio: float) -> int:
-        return self.framework_bytes + int(self.measurable_bytes * ratio)
+        return self.peak.expected_bytes
 
     @property
     def allocator_bytes(self) -> int:

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
@@ -33,9 +34,12 @@ _LOG = logging.getLogger(__name__)
 
 TRACER_VERSION = 1
 """Raised when a change of the tracer changes profiles: what is cached is then traced again."""
+TRACE_VARIABLE = "AUTOTUNE_TRACE"
+"""Environment variable: ``off`` traces nothing, what is not shipped or cached is closed form."""
 _STACK = ("torch", "transformers", "accelerate", "peft")
 _START_S, _KEY_S = 120, 60
 """Limits of a trace; it takes some 10 s to start and 2 to 5 s a key."""
+_KEYS_WORTH_A_CHILD = 5
 # What a config says of its files, not of its model.
 _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
 
@@ -142,14 +146,15 @@ def _version(package: str) -> str:
 def _from_trace(
     model: ModelSpec, digest: str, keys: Sequence[TraceKey]
 ) -> dict[TraceKey, ActivationProfile]:
-    if not all(map(find_spec, ("torch", "transformers", "accelerate"))):
+    off = os.environ.get(TRACE_VARIABLE, "").lower() in ("off", "0")
+    if off or not all(map(find_spec, ("torch", "transformers", "accelerate"))):
         return {}
     _LOG.info(
         "Tracing the memory of %s under fake tensors (%d variants) ...", model.name, len(keys)
     )
     profiles = {}
     try:
-        traced = trace_in_child(model.hf_config, keys)
+        traced = _trace_in_children(model.hf_config, keys)
     except TraceFailure as failure:
         _LOG.warning("%s Counting what its family allocates instead.", failure)
         return {}
@@ -157,6 +162,15 @@ def _from_trace(
         profiles[key] = profile_from_json(data)
         _write(_cache_file(digest, key), data)
     return profiles
+
+
+def _trace_in_children(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Any]:
+    """Split many keys over processes; a few are not worth another one's start."""
+    count = max(1, min(len(keys) // _KEYS_WORTH_A_CHILD, (os.cpu_count() or 1) // 2))
+    shares = [keys[i::count] for i in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        answers = list(pool.map(partial(trace_in_child, config), shares))
+    return [answers[i % count][i // count] for i in range(len(keys))]
 
 
 def trace_in_child(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Any]:

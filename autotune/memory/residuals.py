@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.memory.student import Array, normal_hazard, student_cdf, student_quantile_95
 from autotune.plan import Engine, Plan
@@ -36,6 +37,9 @@ _NOISE_DEGREES = 4.0
 """What the stated noise counts for, in rows."""
 _ITERATIONS = 12
 _MOST_DEGREES = 100.0
+_SIZE_STEP = 0.02
+_LARGE = 1e6
+"""Above every count of size steps: separates layouts in one key."""
 
 
 class Ruler(StrEnum):
@@ -157,8 +161,8 @@ class Residuals:
 
     def __init__(self, rows: Sequence[Row], spread: Spread, source: str) -> None:
         self._spread = spread
-        self._source = source
-        self._count = sum(not row.exceeded for row in rows)
+        self.source = source
+        self.count = sum(not row.exceeded for row in rows)
         self._codes: dict[str, int] = {}
         self._known = self._columns(
             [row.engine for row in rows],
@@ -169,6 +173,7 @@ class Residuals:
         )
         y = np.array([row.log_ratio for row in rows], float)
         exceeded = np.array([row.exceeded for row in rows], bool)
+        self._measured, self._exceeded = y, exceeded
         self._fit(y, exceeded)
 
     @classmethod
@@ -185,8 +190,8 @@ class Residuals:
             [engine_label(plan)], [str(plan.recompute)], model, np.array([predicted_bytes], float)
         )
         return Residual(
-            source=self._source,
-            count=self._count,
+            source=self.source,
+            count=self.count,
             bias=float(bias[0]),
             scale=float(scale[0]),
             degrees=float(degrees[0]),
@@ -217,14 +222,56 @@ class Residuals:
         )
         return bias, scale, np.minimum(degrees, _MOST_DEGREES)
 
-    def _fit(self, y: Array, exceeded: Array) -> None:
+    def predict_columns(
+        self,
+        engines: Sequence[str],
+        recompute: Sequence[str],
+        layout: NDArray[np.int64],
+        model: str,
+        predicted_bytes: Array,
+    ) -> tuple[Array, Array, Array]:
+        """Return the same for any number of plans of few layouts.
+
+        Sizes are rounded to 2%, within which nothing here changes.
+
+        Args:
+            engines: Of each layout.
+            recompute: Of each layout.
+            layout: Of each plan, the index into these.
+            model: Of all of them.
+            predicted_bytes: Of each plan.
+        """
+        steps = np.round(np.log(predicted_bytes) / _SIZE_STEP)
+        keys = layout * _LARGE + steps
+        kinds, place = np.unique(keys, return_inverse=True)
+        of = (kinds // _LARGE).astype(int)
+        found = self.predict_many(
+            [engines[i] for i in of],
+            [recompute[i] for i in of],
+            model,
+            np.exp((kinds % _LARGE) * _SIZE_STEP),
+        )
+        bias, scale, degrees = (values[place] for values in found)
+        return bias, scale, degrees
+
+    def log_likelihood(self) -> float:
+        """Return how likely the measured rows are under the stated spreads; for choosing these."""
+        rows = ~self._exceeded
+        shared = self._covariance(self._known, self._known)[np.ix_(rows, rows)]
+        covariance = shared + self._spread.noise**2 * np.eye(len(shared))
+        missed = self._measured[rows]
+        _, log_determinant = np.linalg.slogdet(covariance)
+        return float(-(missed @ np.linalg.solve(covariance, missed) + log_determinant) / 2)
+
+    def _fit(self, y: Array, exceeded: NDArray[np.bool_]) -> None:
         stated = self._spread.noise**2
         noise, degrees = stated, _NOISE_DEGREES
         shared = self._covariance(self._known, self._known)
         weights, response = np.ones_like(y), y.copy()
-        self._precision, self._alpha = np.zeros((0, 0)), np.zeros(0)
+        self._precision: Array = np.zeros((0, 0))
+        self._alpha: Array = np.zeros(0)
         for _ in range(_ITERATIONS if y.size else 0):
-            self._precision = np.linalg.inv(shared + np.diag(noise / weights))
+            self._precision = np.asarray(np.linalg.inv(shared + np.diag(noise / weights)), float)
             self._alpha = self._precision @ response
             fitted = shared @ self._alpha
             leverage = np.einsum("ij,ji->i", shared, self._precision)
@@ -271,9 +318,9 @@ class Residuals:
         spread = self._spread
 
         def same(name: str) -> Array:
-            return np.equal.outer(getattr(one, name), getattr(other, name)).astype(float)
+            return np.asarray(np.equal.outer(getattr(one, name), getattr(other, name)), float)
 
-        return (
+        return np.asarray(
             spread.shared**2
             + same("library")
             * (spread.library**2 + spread.fixed**2 * np.outer(one.fixed, other.fixed))
@@ -285,7 +332,7 @@ class Residuals:
     def _own_variance(self, wanted: _Columns) -> Array:
         spread = self._spread
         effects = ("shared", "library", "group", "model", "machine")
-        known = sum(getattr(spread, name) ** 2 for name in effects)
+        known = sum(float(getattr(spread, name)) ** 2 for name in effects)
         return np.asarray(known + spread.fixed**2 * wanted.fixed**2)
 
 
@@ -299,7 +346,7 @@ def _of_records(ruler: Ruler) -> Residuals:
 def _committed(ruler: Ruler) -> tuple[Spread, str, tuple[Row, ...]]:
     """Read what ships: benchmarks/memory/residuals.py writes it."""
     entry = json.loads(_FILE.read_text(encoding="utf-8"))[ruler]
-    names = [field.name for field in fields(Row)][:5]
+    names = [field.name for field in fields(Row)][:6]
     rows = tuple(
         Row(**dict(zip(names, values, strict=True)), here=False) for values in entry["rows"]
     )

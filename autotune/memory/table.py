@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.memory.columns import PlanColumns
 from autotune.memory.engines import Runs, engine_memory
 from autotune.memory.moments import Moment, Walk
 from autotune.memory.profile import ActivationProfile, features
@@ -35,22 +35,16 @@ CPU_ALLOCATOR_OVERHEAD = 0.125
 _CHUNK = 16384
 """Plans worked on at once: their arrays stay in the processor's cache."""
 
-# What plans of a group have in common, and the numbers in which they differ.
-_ALIKE = attrgetter(
-    "engine", "zero_stage", "reshard_after_forward", "offload_optimizer", "offload_params",
-    "recompute",
-)  # fmt: skip
-_NUMBERS = attrgetter(
-    "micro_batch_size", "grad_accum_steps", "dp_replicate", "dp_shard", "cp", "bucket_elements",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MemoryTable:
     """What `estimate_memory` says of each plan, in their order; bytes."""
 
+    columns: PlanColumns
     total_bytes: Array
     """Peak, framework included."""
+    framework_bytes: Array
+    """What a process takes outside the allocator."""
     allocator_bytes: Array
     """The part PyTorch's allocator sees."""
     host_bytes: Array
@@ -63,7 +57,7 @@ class MemoryTable:
 def estimate_memory_table(
     model: ModelSpec,
     workload: Workload,
-    plans: Sequence[Plan],
+    plans: Sequence[Plan] | PlanColumns,
     hardware: HardwareSpec,
     *,
     setup: Setup | None = None,
@@ -79,29 +73,34 @@ def estimate_memory_table(
         setup: how; None is how this project's runner trains each plan.
         profile: of the model under the setup's key; None looks it up.
     """
-    count = len(plans)
+    columns = plans if isinstance(plans, PlanColumns) else PlanColumns.of(plans)
+    count = len(columns)
     peak, host = np.zeros(count), np.zeros(count)
     instants: dict[str, int] = {}
     at = np.zeros(count, np.int64)
-    groups = list(_groups(plans))
-    setups = [setup or setup_of(model, workload, plans[g.first], hardware) for g in groups]
+    groups = list(columns.groups())
+    setups = [setup or setup_of(model, workload, plan, hardware) for plan, _ in groups]
     profiles = {} if profile else activation_profiles(model, [s.key for s in setups])
-    for group, own in zip(groups, setups, strict=True):
+    for (plan, index), own in zip(groups, setups, strict=True):
         walked = profile or profiles[own.key]
-        for rows in group.chunks():
-            walk = walk_of(model, workload, plans[group.first], own, walked, hardware, rows.numbers)
-            resting = resting_bytes(walk)
+        for start in range(0, len(index), _CHUNK):
+            rows = index[start : start + _CHUNK]
+            numbers = columns.numbers[rows]
+            walk = walk_of(model, workload, plan, own, walked, hardware, numbers)
             highest, which = _highest(walk, instants)
-            peak[rows.index] = resting + highest
-            at[rows.index] = which
-            host[rows.index] = 0.0 if hardware.gpu.is_cpu else walk.engine.host()
-    world = _world_sizes(groups, count)
+            peak[rows] = resting_bytes(walk) + highest
+            at[rows] = which
+            host[rows] = 0.0 if hardware.gpu.is_cpu else walk.engine.host()
     if hardware.gpu.is_cpu:
+        framework: Array = np.zeros(count)
         total = peak * (1 + CPU_ALLOCATOR_OVERHEAD)
     else:
-        total = peak + CUDA_CONTEXT_BYTES + NCCL_BYTES * (world > 1)
+        framework = np.asarray(CUDA_CONTEXT_BYTES + NCCL_BYTES * (columns.world_size > 1), float)
+        total = peak + framework
     return MemoryTable(
+        columns=columns,
         total_bytes=total,
+        framework_bytes=framework,
         allocator_bytes=peak,
         host_bytes=host,
         peak_instants=tuple(instants),
@@ -149,7 +148,7 @@ def walk_of(
 
 def numbers_of(plan: Plan) -> Array:
     """Return a plan's row for `walk_of`."""
-    return np.array([_NUMBERS(plan)], float)
+    return PlanColumns.of([plan]).numbers
 
 
 def resting_bytes(walk: Walk) -> Array:
@@ -160,38 +159,6 @@ def resting_bytes(walk: Walk) -> Array:
 def happens(moment: Moment, steps: Array) -> NDArray[np.bool_] | None:
     """Say for which plans a moment comes; None: for all."""
     return steps > 1 if moment.instant.startswith("later_") else None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    index: NDArray[np.int64]
-    numbers: Array
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    first: int
-    index: NDArray[np.int64]
-    numbers: Array
-
-    def chunks(self) -> Iterator[_Rows]:
-        for start in range(0, len(self.index), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            yield _Rows(self.index[rows], self.numbers[rows])
-
-
-def _groups(plans: Sequence[Plan]) -> Iterator[_Group]:
-    """Yield plans that share engine and trace key."""
-    alike: dict[tuple[object, ...], int] = {}
-    labels = np.array([alike.setdefault(key, len(alike)) for key in map(_ALIKE, plans)], np.int64)
-    numbers = np.array([*map(_NUMBERS, plans)], float).reshape(-1, 6)
-    batch, cp = numbers[:, 0], numbers[:, 4]
-    # A lone sequence that is exchanged has a trace key of its own (`TraceKey.single`).
-    labels = 3 * labels + (cp > 1) + ((cp > 1) & (batch == 1))
-    order = np.argsort(labels, kind="stable")
-    cuts = np.flatnonzero(np.diff(labels[order])) + 1
-    for index in np.split(order, cuts) if len(order) else ():
-        yield _Group(int(index[0]), index, numbers[index])
 
 
 def _highest(walk: Walk, instants: dict[str, int]) -> tuple[Array, NDArray[np.int64]]:
@@ -207,10 +174,3 @@ def _highest(walk: Walk, instants: dict[str, int]) -> tuple[Array, NDArray[np.in
         highest = np.where(above, total, highest)
         which[above] = number
     return highest, which
-
-
-def _world_sizes(groups: Sequence[_Group], count: int) -> Array:
-    world = np.ones(count)
-    for group in groups:
-        world[group.index] = group.numbers[:, 2:5].prod(axis=1)
-    return world

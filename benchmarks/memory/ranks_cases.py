@@ -55,6 +55,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,
     },
 }  # fmt: skip
+_SMALL_VOCABULARY = 512
+"""Where loss and head need little, a layer's backward is highest."""
+MODELS |= {
+    f"{name}-v{_SMALL_VOCABULARY}": config | {"vocab_size": _SMALL_VOCABULARY}
+    for name, config in MODELS.items()
+}
 TUNE = ("qwen3", "llama", "mixtral")
 """Architectures whose runs were looked at while the compositions were written; the others are held
 out."""
@@ -71,7 +77,7 @@ class Case:
     @property
     def split(self) -> str:
         """``tune`` or ``held_out``."""
-        return "tune" if self.architecture in TUNE else "held_out"
+        return "tune" if self.architecture.split("-")[0] in TUNE else "held_out"
 
     @property
     def name(self) -> str:
@@ -128,7 +134,8 @@ _SPLITS: tuple[tuple[int, int, int, bool, bool], ...] = (
 def cases() -> list[Case]:
     """Return all configurations, those to tune on first."""
     found: dict[str, Case] = {}
-    for number, architecture in enumerate(MODELS):
+    whole = [name for name in MODELS if "-" not in name]
+    for number, architecture in enumerate(whole):
         for position, strategy in enumerate(_STRATEGIES):
             split = _SPLITS[(3 * number + position) % len(_SPLITS)]
             case = _case(architecture, strategy, split)
@@ -137,6 +144,12 @@ def cases() -> list[Case]:
             strategy = _STRATEGIES[_LORA_STRATEGIES[(2 * number + turn) % len(_LORA_STRATEGIES)]]
             split = _SPLITS[(5 * number + 2 * turn) % len(_SPLITS)]
             case = _case(architecture, strategy, split, adapter=_adapter(architecture))
+            found[case.name] = case
+    for number, architecture in enumerate(name for name in MODELS if "-" in name):
+        for turn in (0, 1):
+            strategy = _STRATEGIES[(3 * number + 5 * turn) % 7]
+            split = _SPLITS[(2 * number + 3 * turn) % len(_SPLITS)]
+            case = _case(architecture, strategy, split)
             found[case.name] = case
     return list(found.values())
 

@@ -1,15 +1,18 @@
 """Live bytes of a rank over time, from the profiler's account of the allocator.
 
 PyTorch's profiler reports every allocation and release of the CPU allocator on the clock of its
-other events, so marks set with `record_function` cut the account into phases.
+other events, so marks set with `record_function` cut the account into phases. It follows one
+thread: what others release is found by what the kernel has unmapped at the next mark.
 """
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +24,20 @@ _COLLECTIVES = (
     "all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor",
     "reduce_scatter_single", "all_to_all_single", "broadcast",
 )  # fmt: skip
-_SETTLE_S = 0.008
+_SETTLE_S = 0.003
+_MAPPED_BYTES = 2 * 65536
+"""Twice ``MALLOC_MMAP_THRESHOLD_``, as `autotune.trial.launch` sets it."""
 _SETTLED = "settled"
+
+
+_mapped: list[list[tuple[int, int]]] = []
+"""What was mapped at each mark, in order."""
 
 
 def mark(name: str) -> None:
     """Set a mark: what follows belongs to `name`, until the next one."""
+    ranges = (line.split(" ", 1)[0].split("-") for line in Path("/proc/self/maps").open())
+    _mapped.append([(int(first, 16), int(last, 16)) for first, last in ranges])
     with torch.profiler.record_function(_PREFIX + name):
         pass
 
@@ -54,6 +65,7 @@ def windows_of(roots: Iterable[Any]) -> list[Window]:
     """Cut the events of a profile at its marks."""
     events = sorted(_flat(roots), key=lambda event: event.time_ns)
     live: dict[int, int] = {}
+    mapped = iter(_mapped)
     of_collectives: set[int] = set()
     total = start = peak = 0
     name, windows = "start", []
@@ -62,6 +74,7 @@ def windows_of(roots: Iterable[Any]) -> list[Window]:
             total -= sum(live.pop(pointer, 0) for pointer in of_collectives)
             of_collectives.clear()
         elif event.mark:
+            total -= sum(live.pop(pointer) for pointer in _unmapped(live, next(mapped)))
             windows.append(Window(name=name, start_bytes=start, peak_bytes=peak, end_bytes=total))
             name, start, peak = event.mark, total, total
         elif event.size > 0:
@@ -74,6 +87,21 @@ def windows_of(roots: Iterable[Any]) -> list[Window]:
             total -= live.pop(event.pointer, 0)
     windows.append(Window(name=name, start_bytes=start, peak_bytes=peak, end_bytes=total))
     return windows
+
+
+def _unmapped(live: dict[int, int], ranges: list[tuple[int, int]]) -> list[int]:
+    """Return the blocks that another thread has released.
+
+    A block above glibc's threshold is a mapping of its own, which ends when it is released.
+    """
+    starts = [first for first, _ in ranges]
+    found = []
+    for pointer, size in live.items():
+        if size > _MAPPED_BYTES:
+            place = bisect.bisect_right(starts, pointer) - 1
+            if place < 0 or pointer >= ranges[place][1]:
+                found.append(pointer)
+    return found
 
 
 class _Event(NamedTuple):
@@ -113,7 +141,8 @@ def settle_collectives() -> None:
             if work is not None:
                 work.wait()
             time.sleep(_SETTLE_S)
-            mark(_SETTLED)
+            with torch.profiler.record_function(_PREFIX + _SETTLED):
+                pass
             return work
 
         return call

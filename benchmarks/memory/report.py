@@ -26,6 +26,7 @@ import published
 import ranks_cases
 import ranks_errors
 import ranks_measured
+import residuals
 from peers import PEERS, CannotTake
 from points import Point
 
@@ -59,6 +60,7 @@ def main() -> int:
     write(HERE / "peers_left_out.csv", ("peer", "version", "points", "reason"), left_out)
     found = [
         *figures.ranks(rank_rows),
+        figures.coverage(*coverage()),
         *figures.published(published_rows),
         *figures.gpu(sorted(EXAMPLES.glob("*/memory/memory.csv"))),
         *figures.peers(peer_rows, {peer.name: peer.activations for peer in PEERS}),
@@ -118,6 +120,13 @@ def predict_ranks() -> list[dict[str, Any]]:
     cases = [case for case in ranks_cases.cases() if case.name in measured]
     ranks_errors.trace_all(cases)
     return [ranks_errors.row_of(case, measured[case.name]) for case in cases]
+
+
+def coverage() -> tuple[int, int]:
+    """Return how many runs on CPU ranks lie in their 90% interval, and how many there are."""
+    rows = residuals.ranks_rows()
+    inside = [found for _, found in residuals.held_out(rows)] if rows else []
+    return sum(inside), len(inside)
 
 
 def rank_points(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Point, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,12 @@ from autotune.plan import Engine, Plan
 from autotune.spec.hardware import load_hardware
 
 PLAN = Plan(strategy="zero2", engine=Engine.DEEPSPEED, zero_stage=2, dp_shard=2)
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """The command line, tested in the same process, keeps its words from the root logger."""
+    monkeypatch.setattr(logging.getLogger("autotune"), "propagate", True)
 
 
 def entry(plan_id: str = "a", **values) -> Entry:

@@ -220,6 +220,11 @@ def test_unknown_name_says_the_nearest():
             r"\(BertForMaskedLM\), which is no decoder that predicts the next token",
         ),
         ('{"model_type": "t5", "is_encoder_decoder": true}', "an encoder-decoder"),
+        ('{"model_type": "vit", "image_size": 224}', "'vit', which reads images"),
+        (
+            '{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}',
+            "LlamaForSequenceClassification, which does not predict the next token.*LlamaForCausal",
+        ),
         (
             '{"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}',
             r"multi-modal.*Its text_config \('gemma3_text'\) alone",

@@ -11,7 +11,7 @@ import pytest
 
 from autotune.memory.residuals import Residual, Residuals, Row, Ruler, Spread, engine_label
 from autotune.memory.student import normal_cdf, normal_hazard, student_cdf, student_quantile_95
-from autotune.plan import Engine, Plan
+from autotune.plan import Engine, Plan, Recompute
 from autotune.units import GIB
 
 SPREAD = Spread(
@@ -71,7 +71,7 @@ def test_a_row_says_most_about_its_own_kind():
     plans = {
         "own": (PLAN, "m"),
         "recomputed": (Plan(strategy="zero2", engine=Engine.DEEPSPEED, zero_stage=2,
-                            recompute="full"), "m"),
+                            recompute=Recompute.FULL), "m"),
         "model": (PLAN, "other"),
         "engine": (Plan(strategy="fsdp2", engine=Engine.FSDP2), "other"),
     }  # fmt: skip
@@ -132,7 +132,13 @@ def simulated(rng, models: int, per_model: int, noise_degrees: float | None):
             ) * SPREAD.noise
             effects = shared + machine + own + library[engine.rstrip("123")]
             runs.append(
-                Row(engine, recompute, f"m{number}", 2**40, effects + group[engine, recompute] + noise)
+                Row(
+                    engine,
+                    recompute,
+                    f"m{number}",
+                    2**40,
+                    effects + group[engine, recompute] + noise,
+                )
             )
     return runs
 

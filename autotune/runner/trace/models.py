@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -14,6 +15,12 @@ from autotune.errors import AutotuneError
 from autotune.runner.experts import EXPERTS_NAME
 from autotune.spec.workload import Lora
 
+_BUILDING_ERRORS = (
+    StrictDataclassError,  # a field of the wrong type
+    ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, ZeroDivisionError,
+)  # fmt: skip
+_LONGEST = 300
+"""Characters of another library's message."""
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -84,11 +91,11 @@ def _build(config: dict[str, Any], dtype: torch.dtype, attention: str) -> Any:
                 attn_implementation=attention,
                 experts_implementation=EXPERTS_NAME,
             )
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except _BUILDING_ERRORS as error:
+        said = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         raise AutotuneError(
-            f"transformers cannot build the model of this config.json "
-            f"(model_type {config.get('model_type')!r}): {first}"
+            "transformers cannot build the model of this config.json "
+            f"(model_type {config.get('model_type')!r}): {said}"
         ) from error
     model.config.use_cache = False
     return model

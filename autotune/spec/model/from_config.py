@@ -9,6 +9,9 @@ from autotune.errors import AutotuneError
 from autotune.spec.model.families import FAMILIES, Family
 from autotune.spec.model.shape import ModelSpec, MoeSpec
 
+_NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
+"""How classes of models that predict the next token are called."""
+
 
 def model_from_config(
     name: str,
@@ -86,7 +89,9 @@ def _family_of(name: str, config: Mapping[str, Any], weights: str | None) -> Fam
             what += f" ({classes[0]})"
         if config.get("is_encoder_decoder"):
             what += ", an encoder-decoder"
-        elif classes and not classes[0].endswith(("ForCausalLM", "LMHeadModel")):
+        elif "vision_config" in config or "image_size" in config:
+            what += ", which reads images"
+        elif classes and not classes[0].endswith(_NEXT_TOKEN):
             what += ", which is no decoder that predicts the next token"
         custom = ""
         if config.get("auto_map"):
@@ -98,6 +103,11 @@ def _family_of(name: str, config: Mapping[str, Any], weights: str | None) -> Fam
         raise AutotuneError(
             f"Model {name!r} is {classes[0]} from the code in its own repository (auto_map), which "
             f"is never run here; transformers' {architecture} builds {family.causal_lm}."
+        )
+    if classes and not classes[0].endswith(_NEXT_TOKEN):
+        raise AutotuneError(
+            f"Model {name!r} is {classes[0]}, which does not predict the next token, and only "
+            f"models that do are trained here: {family.causal_lm} for this model_type."
         )
     if config.get("use_bidirectional_attention"):
         raise AutotuneError(
