@@ -51,7 +51,9 @@ class Figure:
 
     def _text(self, value: float | None) -> str:
         assert value is not None
-        return f"{100 * value:.1f}%" if self.percent else f"{value:.3g}"
+        if self.percent:
+            return f"{100 * value:.1f}%"
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def median(errors: Iterable[float]) -> float:
