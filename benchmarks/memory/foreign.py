@@ -220,7 +220,7 @@ class OneProcess(EngineMemory):
 
 
 class Fsdp1(OneProcess):
-    """Flat parameters of decoder layers and a root, sharded over the ranks."""
+    """Flat parameters of decoder layers and a root, sharded over the ranks; one: `NO_SHARD`."""
 
     def resting(self) -> dict[str, Bytes]:
         """Return the rank's shard of the states, and whole scales and gradients."""
@@ -279,8 +279,8 @@ class Fsdp1(OneProcess):
         return Work(gathered=self._root())
 
     def _root(self) -> float:
-        return self.width * self.sizes.root
+        return self.width * self.sizes.root * (self.run.ranks > 1)
 
     def _layer(self) -> float:
         largest = float(self.sizes.layers.max())
-        return largest * (_PACKED if self.setup.quantised else self.width)
+        return largest * (_PACKED if self.setup.quantised else self.width) * (self.run.ranks > 1)

@@ -5,6 +5,8 @@ the version that ran; a phase begins with the head's bf16 logits alive.
 
 - `transformers` 4.x, ``modeling_llama.py`` and its kin: `logits.float()`, the shifted logits copied
   by `.contiguous()`, log-softmax; backward holds log-softmax, its gradient and theirs.
+- the same, while a script's variable holds the output, whose logits are fp32 (fsdp_qlora
+  ``train.py``: ``output = None`` comes after the step).
 - ``modeling_gpt_bigcode.py`` of 4.x has no `.float()`: bf16, and fp32 under autocast, which casts
   the shifted copy for the loss.
 - `fast_ce`: ``fms_acceleration_foak/kernels/unsloth/cross_entropy_loss.py``: `.float()` and the
@@ -32,15 +34,16 @@ def _phase(peak: float, end: float, vocab: int, operator: str) -> Phase:
     )
 
 
-# Above the bf16 logits: highest in forward, kept after it (the logits freed), highest in backward
-# above what is kept.
+# Above the bf16 logits: highest in forward; in all, kept after it; highest in backward above that;
+# and what the caller's variable holds until the step ends.
 _UNFUSED = {
-    "transformers": (12, 4, 8),
-    "fast_ce": (8, 4, 4),
-    "bigcode": (4, 2, 4),
-    "bigcode autocast": (10, 4, 8),
-    "litgpt": (2, 4, 0),
-    "torchtune": (8, 4, 8),
+    "transformers": (12, 4, 8, 0),
+    "transformers held": (12, 8, 8, 4),
+    "fast_ce": (8, 4, 4, 0),
+    "bigcode": (4, 2, 4, 0),
+    "bigcode autocast": (10, 4, 8, 0),
+    "litgpt": (2, 4, 0, 0),
+    "torchtune": (8, 4, 8, 0),
 }
 
 
@@ -55,9 +58,12 @@ def with_loss(profile: ActivationProfile, name: str, vocab: int) -> ActivationPr
     """
     if name not in _UNFUSED:
         return profile
-    forward, kept, backward = _UNFUSED[name]
+    forward, kept, backward, held = _UNFUSED[name]
+    last = profile.embedding_backward
+    freed = tuple(a - b for a, b in zip(last.end, _logits(held, vocab), strict=True))
     return replace(
         profile,
         loss_forward=_phase(forward, kept - _LOGITS, vocab, name),
-        loss_backward=_phase(backward, _LOGITS - kept, vocab, name),
+        loss_backward=_phase(backward, _LOGITS + held - kept, vocab, name),
+        embedding_backward=replace(last, end=freed),
     )

@@ -31,6 +31,10 @@ def scatter(rows: Sequence[Row], groups: str, title: str, file: Path) -> None:
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), title=title,
              xlabel="measured, GiB", ylabel="predicted, GiB")  # fmt: skip
+    ticks = [2**i for i in range(-6, 9) if low < 2**i < high]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_ticks([], minor=True)
     axes.legend(fontsize=8)
     _save(figure, file)
 

@@ -148,6 +148,8 @@ def loss_of(row: Row) -> str:
     """Return the name of a row's loss in `losses`, or of one that is traced."""
     if row["model"] == "santacoder" and row["loss"] == "transformers":
         return "bigcode" if row["precision"].startswith("pure") else "bigcode autocast"
+    if row["set"] == "fsdp_qlora":
+        return "transformers held"
     return row["loss"]
 
 
@@ -205,7 +207,7 @@ def run_of(row: Row) -> Run:
             quantised=Quantised(row["quantised"]) if row["quantised"] else None,
             flat_units=row["engine"] == "fsdp1",
         ),
-        fsdp1=sharded,
+        fsdp1=sharded or row["engine"] == "fsdp1_no_shard",
         ranks=int(row["gpus"]) if sharded else 1,
         micro_batch_size=int(row["micro_batch_size"]),
         seq_len=int(row["seq_len"]),

@@ -167,6 +167,11 @@ def test_losses_of_other_code():
     # What forward kept and backward adds: 12.
     assert logits[3] + old.loss_forward.end[3] + old.loss_backward.peaks[0].bytes[3] == 12 * 5
     assert losses.with_loss(base, "fused_linear", vocab=5) is base
+    held = losses.with_loss(base, "transformers held", vocab=5)
+    # Four bytes a logit more than a gradient in bf16, to the end of backward.
+    left = logits[3] + held.loss_forward.end[3] + held.loss_backward.end[3]
+    assert left == (2 + 4) * 5
+    assert held.embedding_backward.end[3] == -4 * 5
 
 
 def test_committed_figures_are_those_of_the_committed_predictions():
