@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from autotune.errors import AutotuneError, NothingFitsError
-from autotune.memory import MemoryEstimate, Verdict, estimate_memory, fit_probability, verdict
+from autotune.memory import (
+    MemoryEstimate,
+    Verdict,
+    estimate_memory,
+    estimate_memory_table,
+    fit_probability,
+    verdict,
+)
+from autotune.memory.knowledge import model_key
+from autotune.memory.peak import Peak
+from autotune.memory.residuals import Residual, Residuals, ruler_of
+from autotune.memory.verdict import judge_table
 from autotune.plan import Plan, Recompute
 from autotune.rules import Violation, check_plan, check_strategy
 from autotune.spec.hardware import HardwareSpec, check_precision
@@ -23,16 +35,23 @@ CP_DEGREES = (1, 2, 4)
 _ORDER = {Verdict.FITS: 0, Verdict.AT_RISK: 1, Verdict.OOM: 2}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What is predicted of one plan."""
 
     plan: Plan
-    memory: MemoryEstimate
+    peak: Peak
     time: TimeEstimate
     verdict: Verdict
     fit_probability: float
     violations: tuple[Violation, ...] = ()
+    breakdown: Callable[[], MemoryEstimate] = field(repr=False, compare=False)
+    """Makes `memory`, apart from its residual: most plans of a space are never looked at so."""
+
+    @cached_property
+    def memory(self) -> MemoryEstimate:
+        """The peak with its components, and the other instants."""
+        return replace(self.breakdown(), residual=self.peak.residual)
 
     def to_dict(self, model: ModelSpec) -> dict[str, Any]:
         """Return the JSON form."""
@@ -131,25 +150,60 @@ def make_plan(
 
 
 def estimate_plan(
-    model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    hardware: HardwareSpec,
+    residuals: Residuals | None = None,
 ) -> Estimate:
     """Check and estimate one plan; a broken rule is reported in `violations`, not raised.
+
+    Args:
+        model: The model.
+        workload: What every configuration does alike.
+        plan: The configuration.
+        hardware: Where it runs.
+        residuals: How far real memory lies from the predicted (`memory.knowledge.residuals_for`);
+            None takes the committed records alone.
 
     Raises:
         AutotuneError: the device has no matrix units for the workload's precision.
     """
     check_precision(hardware.gpu, workload.precision)
     violations = check_plan(plan, model, workload, hardware)
-    memory = estimate_memory(model, workload, plan, hardware)
+    memory = predict_memory(model, workload, plan, hardware, residuals)
     chance = fit_probability(memory, hardware)
     return Estimate(
         plan=plan,
-        memory=memory,
+        peak=memory.peak,
         time=estimate_time(model, workload, plan, hardware),
         verdict=verdict(chance),
         fit_probability=chance,
         violations=tuple(violations),
+        breakdown=lambda: memory,
     )
+
+
+def predict_memory(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    hardware: HardwareSpec,
+    residuals: Residuals | None = None,
+) -> MemoryEstimate:
+    """Estimate the memory of one plan, with the residual of its kind; see `estimate_plan`."""
+    memory = estimate_memory(model, workload, plan, hardware)
+    if residuals is None:
+        return memory
+    residual = residuals.predict(plan, model_key(model), memory.peak.measurable_bytes)
+    return replace(memory, residual=residual)
+
+
+def judged(estimate: Estimate, hardware: HardwareSpec, residual: Residual) -> Estimate:
+    """Return an estimate under another residual."""
+    peak = replace(estimate.peak, residual=residual)
+    chance = fit_probability(peak, hardware)
+    return replace(estimate, peak=peak, fit_probability=chance, verdict=verdict(chance))
 
 
 def rank_plans(
@@ -161,6 +215,7 @@ def rank_plans(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    residuals: Residuals | None = None,
 ) -> Ranking:
     """Estimate the whole space and order it.
 
@@ -176,6 +231,7 @@ def rank_plans(
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
         recompute=recompute,
+        residuals=residuals,
     )
     if ranking.candidates[0].verdict is Verdict.OOM:
         raise NothingFitsError(nothing_fits(model, hardware, ranking.candidates))
@@ -191,6 +247,7 @@ def estimate_space(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    residuals: Residuals | None = None,
 ) -> Ranking:
     """Estimate the whole space and order it, also when nothing fits.
 
@@ -208,7 +265,7 @@ def estimate_space(
         recompute=recompute,
     )
     by_name = {strategy.name: strategy for strategy in strategies}
-    rejected, candidates = [], []
+    rejected, legal = [], []
     for plan in plans:
         broken = check_plan(plan, model, workload, hardware)
         broken += check_strategy(by_name[plan.strategy], workload, plan.cp)
@@ -216,7 +273,8 @@ def estimate_space(
             reason = f"{broken[0].message} {broken[0].hint}"
             rejected.append(Rejected(plan=plan, code=broken[0].code, reason=reason))
         else:
-            candidates.append(estimate_plan(model, workload, plan, hardware))
+            legal.append(plan)
+    candidates = _estimate_plans(model, workload, legal, hardware, residuals)
     if not candidates:
         reasons = {r.code: r.reason for r in reversed(rejected)}
         common = Counter(r.code for r in rejected).most_common(2)
@@ -230,6 +288,33 @@ def estimate_space(
         space_size=len(plans),
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def _estimate_plans(
+    model: ModelSpec,
+    workload: Workload,
+    plans: Sequence[Plan],
+    hardware: HardwareSpec,
+    residuals: Residuals | None,
+) -> list[Estimate]:
+    """Estimate legal plans: their memory all at once, its components only where asked for."""
+    if not plans:
+        return []
+    check_precision(hardware.gpu, workload.precision)
+    residuals = residuals or Residuals.known(ruler_of(on_cpu=hardware.gpu.is_cpu))
+    table = estimate_memory_table(model, workload, plans, hardware)
+    found = judge_table(table, hardware, residuals, model_key(model))
+    return [
+        Estimate(
+            plan=plan,
+            peak=found.peak(position),
+            time=estimate_time(model, workload, plan, hardware),
+            verdict=verdict(float(found.fit_probability[position])),
+            fit_probability=float(found.fit_probability[position]),
+            breakdown=partial(estimate_memory, model, workload, plan, hardware),
+        )
+        for position, plan in enumerate(plans)
+    ]
 
 
 def refusal_lines(refused: Iterable[tuple[str, str]]) -> list[str]:
@@ -248,7 +333,7 @@ def best_first(candidates: Sequence[Estimate]) -> list[Estimate]:
 def closest_to_fitting(candidates: Sequence[Estimate]) -> Estimate:
     """Return the plan that misses by least."""
     return max(
-        candidates, key=lambda e: (e.fit_probability, -e.memory.total_bytes, e.time.tokens_per_s)
+        candidates, key=lambda e: (e.fit_probability, -e.peak.expected_bytes, e.time.tokens_per_s)
     )
 
 
@@ -275,13 +360,13 @@ def nothing_fits(model: ModelSpec, hardware: HardwareSpec, candidates: Sequence[
     """Say what comes closest, by how much it misses, and what to do."""
     closest = closest_to_fitting(candidates)
     misses = []
-    need, have = closest.memory.total_bytes, hardware.gpu.memory_bytes
+    need, have = closest.peak.expected_bytes, hardware.gpu.memory_bytes
     if need > have:
         misses.append(
             f"needs {format_bytes(need)} of {format_bytes(have)} on each device, "
             f"{format_bytes(need - have)} too much"
         )
-    host, host_have = closest.memory.host_bytes * hardware.gpus_per_node, hardware.host_memory_bytes
+    host, host_have = closest.peak.host_bytes * hardware.gpus_per_node, hardware.host_memory_bytes
     if host > host_have:
         misses.append(
             f"needs {format_bytes(host)} of {format_bytes(host_have)} host memory for a node's "

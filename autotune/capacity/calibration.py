@@ -77,11 +77,16 @@ class Calibration:
     def apply(self, estimate: Estimate, hardware: HardwareSpec) -> Estimate:
         """Scale time and memory, and judge anew whether it fits."""
         factors = self.factors(estimate.plan.engine)
-        memory = _scale_memory(estimate.memory, factors.memory)
-        chance = fit_probability(memory, hardware)
+        # The factor is the correction: a residual's own would be a second one.
+        residual = replace(estimate.peak.residual, bias=0.0)
+        framework = estimate.peak.framework_bytes
+        total = round(estimate.peak.measurable_bytes * factors.memory) + framework
+        peak = replace(estimate.peak, total_bytes=total, residual=residual)
+        chance = fit_probability(peak, hardware)
         return replace(
             estimate,
-            memory=memory,
+            peak=peak,
+            breakdown=lambda: _scale_memory(estimate.memory, factors.memory),
             time=_scale_time(estimate.time, 1 / factors.tokens_per_s),
             fit_probability=chance,
             verdict=verdict(chance),
@@ -186,7 +191,7 @@ def _predict(
         hardware = machines[plan.world_size]
         estimate = estimate_plan(model, workload, plan, hardware)
         outside = 0 if hardware.gpu.is_cpu else framework_bytes(plan)
-        allocated = max(1, estimate.memory.total_bytes - outside)
+        allocated = max(1, estimate.peak.total_bytes - outside)
         found.append(
             _Measured(
                 engine=plan.engine,

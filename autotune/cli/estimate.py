@@ -8,9 +8,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autotune.cli.options import add_hardware_arguments, memory_limit_from
+from autotune.cli.options import (
+    add_hardware_arguments,
+    add_knowledge_argument,
+    memory_limit_from,
+    use_knowledge,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from autotune.memory import MemoryEstimate
+    from autotune.memory.advice import Advice
+    from autotune.plan import Plan
     from autotune.planner import Estimate
     from autotune.spec.hardware import HardwareSpec
     from autotune.spec.model import ModelSpec
@@ -21,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("config", type=Path, metavar="CONFIG.yml", help="an Axolotl configuration")
     add_hardware_arguments(parser)
+    add_knowledge_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of tables"
     )
@@ -29,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the estimate; 2 when the configuration breaks a rule."""
     from autotune.config import load_config
-    from autotune.planner import estimate_plan
+    from autotune.memory.advice import advise
+    from autotune.memory.knowledge import residuals_for
+    from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
 
     config = load_config(args.config)
@@ -39,40 +52,47 @@ def run(args: argparse.Namespace) -> int:
         if args.gpu_type
         else detect_hardware(args.gpus, "cuda", limit)
     )
-    workload = config.workload_on(args.gpus)
-    estimate = estimate_plan(config.model, workload, config.plan(args.gpus), hardware)
+    use_knowledge(args)
+    residuals = residuals_for(hardware)
+    model, workload = config.model, config.workload_on(args.gpus)
+    estimate = estimate_plan(model, workload, config.plan(args.gpus), hardware, residuals)
+
+    def memory_of(workload: Workload, plan: Plan) -> MemoryEstimate:
+        return predict_memory(model, workload, plan, hardware, residuals)
+
+    advice = advise(model, workload, estimate.plan, hardware, memory_of)
     if args.json:
-        sys.stdout.write(json.dumps(estimate.to_dict(config.model), indent=1) + "\n")
+        document = estimate.to_dict(model) | {"advice": [each.to_dict() for each in advice]}
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
     else:
-        _print(config.model, workload, hardware, estimate)
+        _print(model, workload, hardware, estimate, advice)
     for violation in estimate.violations:
         sys.stderr.write(f"autotune: {violation}\n")
     return 2 if estimate.violations else 0
 
 
 def _print(
-    model: ModelSpec, workload: Workload, hardware: HardwareSpec, estimate: Estimate
+    model: ModelSpec,
+    workload: Workload,
+    hardware: HardwareSpec,
+    estimate: Estimate,
+    advice: Sequence[Advice],
 ) -> None:
-    from autotune.cli.tables import (
-        candidates_table,
-        components_table,
-        describe_workload,
-        instants_table,
-        make_console,
-        time_table,
-    )
+    from autotune.cli.breakdown import print_memory
+    from autotune.cli.tables import describe_workload, make_console, time_table
+    from autotune.units import format_duration
 
     console = make_console()
     console.print(
-        f"[bold]{model.name}[/] on {hardware.describe()}: {describe_workload(workload)}",
+        f"[bold]{model.name}[/] on {hardware.describe()}: {estimate.plan.describe()}, "
+        f"{describe_workload(workload)}",
         highlight=False,
     )
-    console.print(candidates_table([estimate], hardware, wide=console.width >= 100))
-    console.print(components_table([estimate]))
-    console.print(instants_table(estimate.memory))
+    print_memory(console, estimate, hardware, advice)
     console.print(time_table(estimate))
+    time = estimate.time
     console.print(
-        f"Predicted, not measured: {estimate.verdict} assumes an error of "
-        f"{estimate.memory.relative_sigma:.0%} in memory.",
+        f"{time.tokens_per_s:,.0f} tokens/s, a step of {format_duration(time.step_s)}, MFU "
+        f"{time.mfu:.0%}: predicted, not measured.",
         highlight=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from typing import TYPE_CHECKING
 
 from autotune.spec.workload import Lora, Precision, Workload
@@ -164,3 +165,20 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
 def memory_limit_from(args: argparse.Namespace) -> int | None:
     """Read ``--memory-limit`` as bytes."""
     return parse_bytes(args.memory_limit) if args.memory_limit else None
+
+
+def add_knowledge_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-knowledge``."""
+    parser.add_argument(
+        "--no-knowledge",
+        action="store_true",
+        help="leave what earlier searches on this machine measured alone (docs/knowledge.md)",
+    )
+
+
+def use_knowledge(args: argparse.Namespace) -> None:
+    """Let ``--no-knowledge`` switch the knowledge base off, as its variable does."""
+    from autotune.memory.knowledge import VARIABLE
+
+    if args.no_knowledge:
+        os.environ[VARIABLE] = "off"

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli.options import (
     add_hardware_arguments,
+    add_knowledge_argument,
     add_model_argument,
     add_workload_arguments,
     comma_list,
     memory_limit_from,
     positive_int,
+    use_knowledge,
     workload_from,
 )
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     add_hardware_arguments(parser)
     add_workload_arguments(parser)
+    add_knowledge_argument(parser)
     parser.add_argument(
         "--strategies",
         type=comma_list,
@@ -51,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the ranking."""
+    from autotune.memory.knowledge import residuals_for
     from autotune.planner import rank_plans
     from autotune.spec.hardware import detect_hardware, load_hardware
     from autotune.spec.model import load_model
@@ -64,7 +68,14 @@ def run(args: argparse.Namespace) -> int:
         else detect_hardware(args.gpus, "cuda", limit)
     )
     workload = workload_from(args, model)
-    ranking = rank_plans(model, workload, hardware, load_strategies(args.strategies))
+    use_knowledge(args)
+    ranking = rank_plans(
+        model,
+        workload,
+        hardware,
+        load_strategies(args.strategies),
+        residuals=residuals_for(hardware),
+    )
     if args.json:
         document = _document(model, workload, hardware, ranking, args.top)
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
@@ -107,6 +118,7 @@ def _print(
         candidates_table,
         components_table,
         describe_workload,
+        error_words,
         format_count,
         make_console,
     )
@@ -131,7 +143,6 @@ def _print(
     for line in refusal_lines((refused.code, refused.reason) for refused in ranking.rejected):
         console.print(f"  {line}", highlight=False, markup=False)
     console.print(
-        "Predicted, not measured: times rank, and memory carries an assumed error of "
-        f"{shown[0].memory.relative_sigma:.0%}. 'autotune search' measures.",
+        f"{error_words(shown[0].memory)} Times rank. 'autotune search' measures both.",
         highlight=False,
     )

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli.data import add_data_arguments, dataset_from
 from autotune.cli.options import (
+    add_knowledge_argument,
     add_model_argument,
     add_workload_arguments,
     comma_list,
     memory_limit_from,
     positive_int,
     seed_number,
+    use_knowledge,
     workload_from,
 )
 from autotune.errors import AutotuneError, NothingFitsError
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_workload_arguments(parser)
     add_data_arguments(parser)
+    add_knowledge_argument(parser)
     space = parser.add_argument_group("space")
     space.add_argument(
         "--strategies", type=comma_list, metavar="A,B", help="default: all that ship"
@@ -86,16 +89,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, keeping summary, best.yml, CSV and HTML up to date after every launch."""
+    from autotune.memory.knowledge import residuals_for
     from autotune.planner import rank_plans, refusal_lines
     from autotune.report.console import LiveProgress
     from autotune.report.outputs import Outputs
-    from autotune.search.space import make_families
-    from autotune.search.study import check_folder, locked, open_study
+    from autotune.search.learning import Learner
+    from autotune.search.space import make_families, space_of
+    from autotune.search.study import (
+        SPACE_FILE,
+        check_folder,
+        kept_space,
+        locked,
+        open_study,
+        write_json,
+    )
     from autotune.spec.strategy import load_strategies
     from autotune.trial.interrupts import first_interrupt_only
 
     budget_s = parse_duration_s(args.budget) if args.budget else None
     contract = _contract(args)
+    use_knowledge(args)
     ranking = rank_plans(
         contract.model,
         contract.workload,
@@ -104,11 +117,11 @@ def run(args: argparse.Namespace) -> int:
         micro_batches=contract.micro_batches,
         cp_degrees=contract.cp_degrees,
         recompute=[Recompute(mode) for mode in contract.recompute],
+        residuals=residuals_for(contract.hardware),
     )
-    families, left_out = make_families(ranking.candidates)
-    rejected = [
+    rules = [
         {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
-    ] + left_out
+    ]
     _need_train_extra()
     from autotune.search.tuner import Tuner
 
@@ -116,18 +129,22 @@ def run(args: argparse.Namespace) -> int:
     check_folder(folder, contract)  # before the lock makes a file in it
     with locked(folder), first_interrupt_only():
         resumed = open_study(folder, contract)
+        families, left_out = make_families(ranking.candidates, kept_space(folder))
+        write_json(folder / SPACE_FILE, space_of(families))
+        rejected = rules + left_out
         progress = LiveProgress()
         progress.note(_contract_words(contract, folder, resumed, len(families)))
         for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
             progress.note(f"not measured: {line}")
-        tuner = Tuner(folder, families, _job(args, contract), progress)
+        learner = Learner.of_machine(contract.model, contract.workload, contract.hardware)
+        tuner = Tuner(folder, families, _job(args, contract), progress, learner)
         outputs = Outputs(folder, contract, rejected, seed=args.seed)
         stopped = tuner.run(
             max_launches=args.trials,
             budget_s=budget_s,
-            after_launch=lambda now: outputs.write(now, final=False),
+            after_launch=lambda now: outputs.write(now, final=False, left_out=tuner.left_out()),
         )
-        study = outputs.write(stopped, final=True)
+        study = outputs.write(stopped, final=True, left_out=tuner.left_out())
     return _answer(args, study, stopped, folder)
 
 

@@ -14,7 +14,7 @@ from autotune.spec.hardware import HardwareSpec
 from autotune.spec.workload import Workload
 from autotune.units import GIB, format_duration
 
-_STYLE = {Verdict.FITS: "green", Verdict.AT_RISK: "yellow", Verdict.OOM: "red"}
+VERDICT_STYLES = {Verdict.FITS: "green", Verdict.AT_RISK: "yellow", Verdict.OOM: "red"}
 
 
 class _Console(Console):
@@ -47,6 +47,17 @@ def describe_workload(workload: Workload) -> str:
     return ", ".join(words)
 
 
+def error_words(memory: MemoryEstimate) -> str:
+    """Say what the interval of an estimate rests on."""
+    residual = memory.residual
+    low, high = residual.interval
+    spread = f"{low - 1:+.0%} to {high - 1:+.0%} around the formulas"
+    if not residual.count:
+        return f"Predicted, not measured; the error is {residual.source} ({spread})."
+    runs = f"{residual.count} measured run{'s' * (residual.count > 1)}"
+    return f"Predicted; the error is that of {runs} ({residual.source}): {spread}."
+
+
 def candidates_table(estimates: Sequence[Estimate], hardware: HardwareSpec, *, wide: bool) -> Table:
     """Return one row a plan, best first; the narrow form keeps the answer and the fit."""
     capacity = f"{hardware.gpu.memory_bytes / GIB:.1f}"
@@ -68,8 +79,8 @@ def candidates_table(estimates: Sequence[Estimate], hardware: HardwareSpec, *, w
             str(rank),
             estimate.plan.describe(),
             f"{time.tokens_per_s:,.0f}",
-            f"{memory.total_bytes / GIB:.2f}",
-            f"[{_STYLE[estimate.verdict]}]{estimate.fit_probability:.0%}[/]",
+            f"{memory.expected_bytes / GIB:.2f}",
+            f"[{VERDICT_STYLES[estimate.verdict]}]{estimate.fit_probability:.0%}[/]",
         ]
         if wide:
             row += [
@@ -97,17 +108,6 @@ def components_table(estimates: Sequence[Estimate]) -> Table:
     if any(e.memory.host_bytes for e in estimates):
         hosts = (f"{e.memory.host_bytes / GIB:.2f}" for e in estimates)
         table.add_row("host memory a rank", *hosts)
-    return table
-
-
-def instants_table(memory: MemoryEstimate) -> Table:
-    """Return the memory at each instant of a step."""
-    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
-    table.add_column("instant of a step")
-    table.add_column("GiB", justify="right")
-    for name, value in memory.instants.items():
-        style = "bold" if name == memory.peak_instant else None
-        table.add_row(name.replace("_", " "), f"{value / GIB:.2f}", style=style)
     return table
 
 

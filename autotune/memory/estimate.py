@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.memory.activations import Activations, count_activations
-from autotune.memory.states import ModelStates, model_states
-from autotune.plan import Plan, Recompute
+from autotune.memory.moments import Moment, plain
+from autotune.memory.peak import Peak
+from autotune.memory.profile import ActivationProfile
+from autotune.memory.profiles import activation_profile
+from autotune.memory.residuals import Residual, Residuals, ruler_of
+from autotune.memory.setup import Setup, setup_of
+from autotune.memory.table import (
+    CPU_ALLOCATOR_OVERHEAD,
+    CUDA_CONTEXT_BYTES,
+    NCCL_BYTES,
+    happens,
+    numbers_of,
+    walk_of,
+)
+from autotune.plan import Plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
-from autotune.units import GIB
 
-# The CUDA context with its kernels takes 0.5 to 2 GiB, and NCCL about another 1 GiB after the first
-# collective (Bekman, "Machine Learning Engineering Open Book", training/performance). Not
-# calibrated here.
-_CUDA_CONTEXT_BYTES = int(0.6 * GIB)
-_NCCL_BYTES = 1 * GIB
-# Where glibc's malloc (MALLOC_MMAP_THRESHOLD_=65536) first fails under RLIMIT_DATA, over the
-# allocator's own peak: one measurement of a 4-layer model on CPU.
-_CPU_ALLOCATOR_OVERHEAD = 0.125
-
-# Assumed relative error (one standard deviation) of the total. Not calibrated: measured trials of a
-# study replace it. CPU ranks carry unmodelled thread stacks and gloo buffers.
-RELATIVE_SIGMA = {"cuda": 0.10, "cpu": 0.20}
-_Z90 = 1.645
+COMPONENTS = (
+    "parameters", "optimizer", "gradients", "buckets", "offloaded", "gathered_parameters",
+    "activations", "logits", "temporaries",
+)  # fmt: skip
+"""Parts of a rank's memory; beside them the CPU allocator's overhead and the framework's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +42,13 @@ class MemoryEstimate:
     peak_instant: str
     host_bytes: int
     """Of one rank, in host memory."""
-    relative_sigma: float
-    """Assumed standard deviation of log(real / predicted)."""
+    gather_bytes: int
+    """While the weights are gathered to be saved, framework left out; no part of the peak, since a
+    trial saves nothing."""
+    gather_host_bytes: int
+    """Then in host memory, on the first rank alone."""
+    residual: Residual
+    """Of log(real / predicted), of `measurable_bytes`."""
 
     @property
     def total_bytes(self) -> int:
@@ -49,10 +56,24 @@ class MemoryEstimate:
         return sum(self.components.values())
 
     @property
+    def peak(self) -> Peak:
+        """The peak without its components."""
+        return Peak(
+            total_bytes=self.total_bytes,
+            framework_bytes=self.components["framework"],
+            host_bytes=self.host_bytes,
+            residual=self.residual,
+        )
+
+    @property
     def interval_bytes(self) -> tuple[int, int]:
-        """90% interval under the assumed error."""
-        factor = math.exp(_Z90 * self.relative_sigma)
-        return int(self.total_bytes / factor), int(self.total_bytes * factor)
+        """90% interval of what a run takes."""
+        return self.peak.interval_bytes
+
+    @property
+    def expected_bytes(self) -> int:
+        """`total_bytes`, corrected by what runs measured; the same where none did."""
+        return self.peak.expected_bytes
 
     @property
     def allocator_bytes(self) -> int:
@@ -64,106 +85,82 @@ class MemoryEstimate:
         """Return the JSON form."""
         return {
             "total_bytes": self.total_bytes,
+            "expected_bytes": self.expected_bytes,
             "interval_bytes": list(self.interval_bytes),
+            "residual": self.residual.to_dict(),
             "components": dict(self.components),
             "peak_instant": self.peak_instant,
             "instants": dict(self.instants),
             "host_bytes": self.host_bytes,
+            "checkpoint_gather_bytes": self.gather_bytes,
+            "checkpoint_gather_host_bytes": self.gather_host_bytes,
         }
 
 
 def estimate_memory(
-    model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    hardware: HardwareSpec,
+    *,
+    setup: Setup | None = None,
+    profile: ActivationProfile | None = None,
 ) -> MemoryEstimate:
-    """Predict the peak of one rank. The plan must be legal (`rules.check_plan`)."""
-    states = model_states(model, workload, plan, hardware)
-    activations = count_activations(model, workload, plan)
+    """Predict the peak of one rank. The plan must be legal (`rules.check_plan`).
+
+    Args:
+        model: what is trained.
+        workload: on what.
+        plan: how it is laid out.
+        hardware: on which devices.
+        setup: how it is trained; None is how this project's runner does.
+        profile: of the model under the setup's key; None looks it up, or traces it.
+
+    Raises:
+        AutotuneError: the model cannot be built or traced.
+    """
+    setup = setup or setup_of(model, workload, plan, hardware)
+    profile = profile or activation_profile(model, setup.key)
+    walk = walk_of(model, workload, plan, setup, profile, hardware, numbers_of(plan))
     on_cpu = hardware.gpu.is_cpu
-    fixed = {
-        "parameters": states.parameters,
-        "optimizer": states.optimizer,
-        "buckets": states.buckets,
-        # On CPU ranks "offloaded" states stay in the memory the rank is limited to.
-        "offloaded": states.host if on_cpu else 0,
-    }
-    by_instant: dict[str, dict[str, int]] = {}
-    for name, varying in _instants(model, plan, states, activations).items():
-        parts = fixed | varying
-        used = sum(parts.values())
-        parts["allocator"] = int(used * _CPU_ALLOCATOR_OVERHEAD) if on_cpu else 0
+    resting = {name: plain(value, 0) for name, value in walk.engine.resting().items()}
+    highest: dict[str, dict[str, int]] = {}
+    for moment in walk.moments():
+        comes = happens(moment, walk.engine.runs.steps)
+        if comes is None or bool(comes[0]):
+            parts = _parts(resting, moment)
+            known = highest.get(moment.instant)
+            if known is None or sum(parts.values()) > sum(known.values()):
+                highest[moment.instant] = parts
+    for parts in highest.values():
+        parts["allocator"] = int(sum(parts.values()) * CPU_ALLOCATOR_OVERHEAD) if on_cpu else 0
         parts["framework"] = 0 if on_cpu else framework_bytes(plan)
-        by_instant[name] = parts
-    totals = {name: sum(parts.values()) for name, parts in by_instant.items()}
+    totals = {name: sum(parts.values()) for name, parts in highest.items()}
     peak = max(totals, key=lambda name: totals[name])
+    measurable = totals[peak] - highest[peak]["framework"]
+    device, host = walk.engine.gather()
     return MemoryEstimate(
-        components=by_instant[peak],
+        components=highest[peak],
         instants=totals,
         peak_instant=peak,
-        host_bytes=0 if on_cpu else states.host,
-        relative_sigma=RELATIVE_SIGMA["cpu" if on_cpu else "cuda"],
+        host_bytes=0 if on_cpu else plain(walk.engine.host(), 0),
+        gather_bytes=sum(resting.values()) + plain(device, 0) + plain(host, 0) * on_cpu,
+        gather_host_bytes=0 if on_cpu else plain(host, 0),
+        residual=Residuals.known(ruler_of(on_cpu=on_cpu)).predict(plan, "", measurable),
     )
 
 
 def framework_bytes(plan: Plan) -> int:
     """Return what a CUDA process takes outside PyTorch's allocator."""
-    return _CUDA_CONTEXT_BYTES + (_NCCL_BYTES if plan.world_size > 1 else 0)
+    return CUDA_CONTEXT_BYTES + (NCCL_BYTES if plan.world_size > 1 else 0)
 
 
-def _instants(
-    model: ModelSpec, plan: Plan, states: ModelStates, activations: Activations
-) -> dict[str, dict[str, int]]:
-    """Compose what varies over a step; a later micro-step adds the gradients accumulated so far."""
-    kept = activations.kept(model.num_layers, plan.recompute)
-    recomputed = activations.layer if plan.recompute is Recompute.FULL else 0
-
-    def instant(
-        *, gradients: int, gathered: int = 0, saved: int = 0, logits: int = 0, cast: int = 0
-    ) -> dict[str, int]:
-        return {
-            "gradients": gradients,
-            "gathered_parameters": gathered + cast,
-            "activations": saved,
-            "logits": logits,
-        }
-
-    def micro_step(prefix: str, held: int, at_end: int) -> dict[str, dict[str, int]]:
-        return {
-            f"{prefix}forward_end": instant(
-                gradients=held,
-                gathered=states.gathered_forward,
-                cast=states.cast_cache,
-                saved=kept,
-                logits=activations.logits_forward,
-            ),
-            f"{prefix}loss": instant(
-                gradients=held,
-                gathered=states.gathered_forward,
-                cast=states.cast_cache,
-                saved=kept,
-                logits=activations.logits_loss,
-            ),
-            f"{prefix}head_backward": instant(
-                gradients=held + states.head_gradient_work,
-                gathered=states.gathered_forward,
-                cast=states.cast_cache,
-                saved=kept,
-                logits=activations.logits_gradient,
-            ),
-            f"{prefix}backward": instant(
-                gradients=held + states.layer_gradient_work,
-                gathered=states.gathered_backward,
-                cast=states.cast_cache,
-                saved=kept + recomputed + activations.layer_gradients,
-            ),
-            f"{prefix}backward_end": instant(
-                gradients=at_end + states.end_gradient_work, gathered=states.gathered_end
-            ),
-        }
-
-    after_first = states.gradients_later if plan.grad_accum_steps > 1 else states.gradients_step
-    result = micro_step("", states.gradients_first, after_first)
-    if plan.grad_accum_steps > 1:
-        at_end = max(states.gradients_later, states.gradients_step)
-        result |= micro_step("later_", states.gradients_later, at_end)
-    result["optimizer_step"] = instant(gradients=states.gradients_step + states.step_work)
-    return result
+def _parts(resting: dict[str, int], moment: Moment) -> dict[str, int]:
+    """Name what is alive at a moment."""
+    parts = dict.fromkeys(COMPONENTS, 0) | resting
+    parts["gradients"] += plain(moment.work.gradients, 0)
+    parts["gathered_parameters"] = plain(moment.work.gathered, 0)
+    parts["temporaries"] = plain(moment.work.temporaries, 0)
+    parts["activations"] = plain(moment.activations, 0)
+    parts["logits"] = plain(moment.logits, 0)
+    return parts

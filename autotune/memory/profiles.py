@@ -34,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 
 TRACER_VERSION = 1
 """Raised when a change of the tracer changes profiles: what is cached is then traced again."""
+TRACE_VARIABLE = "AUTOTUNE_TRACE"
+"""Environment variable: ``off`` traces nothing, what is not shipped or cached is closed form."""
 _STACK = ("torch", "transformers", "accelerate", "peft")
 _START_S, _KEY_S = 120, 60
 """Limits of a trace; it takes some 10 s to start and 2 to 5 s a key."""
@@ -144,7 +146,8 @@ def _version(package: str) -> str:
 def _from_trace(
     model: ModelSpec, digest: str, keys: Sequence[TraceKey]
 ) -> dict[TraceKey, ActivationProfile]:
-    if not all(map(find_spec, ("torch", "transformers", "accelerate"))):
+    off = os.environ.get(TRACE_VARIABLE, "").lower() in ("off", "0")
+    if off or not all(map(find_spec, ("torch", "transformers", "accelerate"))):
         return {}
     _LOG.info(
         "Tracing the memory of %s under fake tensors (%d variants) ...", model.name, len(keys)

@@ -107,6 +107,8 @@ class Quantised(StrEnum):
     NF4 = "nf4"
     NF4_DOUBLE = "nf4_double"
     INT8 = "int8"
+    GPTQ = "gptq"
+    """4 bits in groups of 128 with a zero point each (AutoGPTQ)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,16 @@ class Outputs:
         self._rejected = rejected
         self._seed = seed
 
-    def write(self, stopped: Stopped, *, final: bool) -> Study:
-        """Bring every output up to date; return the study as it now stands on disk."""
+    def write(
+        self, stopped: Stopped, *, final: bool, left_out: Sequence[dict[str, Any]] = ()
+    ) -> Study:
+        """Bring every output up to date; return the study as it now stands on disk.
+
+        Args:
+            stopped: How the search ended, or stands.
+            final: Whether it ended.
+            left_out: Plans that trials have ruled out since the search began.
+        """
         study = load_study(self._folder)
         winner = next(iter(standings(study.records)), None)
         data = data_counts(self._folder)
@@ -56,7 +65,7 @@ class Outputs:
                 "best": _best(winner) if winner else None,
                 "stopped_because": stopped.because if final else "",
                 "data": None if data is None else data.model_dump(),
-                "rejected": self._rejected,
+                "rejected": [*self._rejected, *left_out],
                 "launches": stopped.launches,
                 "elapsed_s": stopped.elapsed_s,
                 "trials": [record.to_dict() for record in study.records],

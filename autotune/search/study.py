@@ -17,10 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from autotune import __version__
 from autotune.errors import AutotuneError
 from autotune.search.content import data_digest, tokenizer_digest
-from autotune.spec.hardware import HardwareSpec
+from autotune.search.space import Space
+from autotune.spec.hardware import HardwareSpec, cpu_name
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
@@ -31,10 +34,11 @@ from autotune.trial.store import RECORDS_FILE
 _LOG = logging.getLogger(__name__)
 CONTRACT_FILE = "study.json"
 SUMMARY_FILE = "summary.json"
+SPACE_FILE = "space.json"
 _LOCK_FILE = ".lock"
 _FILES = (
-    CONTRACT_FILE, SUMMARY_FILE, RECORDS_FILE, "study.journal", "launches", "trials.csv",
-    "report.html",
+    CONTRACT_FILE, SPACE_FILE, SUMMARY_FILE, RECORDS_FILE, "study.journal", "launches",
+    "trials.csv", "report.html",
 )  # fmt: skip
 """What a search may leave before its first record."""
 _VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "optuna")
@@ -113,12 +117,8 @@ def data_counts(folder: Path) -> DataCounts | None:
 
 def fingerprint(hardware: HardwareSpec) -> str:
     """Return a text that is equal on machines whose measurements may be compared."""
-    cpu = ""
-    if hardware.gpu.is_cpu:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip() + ", "
-                break
+    name = cpu_name() if hardware.gpu.is_cpu else ""
+    cpu = f"{name}, " if name else ""
     cores = len(os.sched_getaffinity(0))
     return f"{hardware.num_gpus} x {hardware.gpu.name}, {cpu}{cores} cores"
 
@@ -176,6 +176,24 @@ def open_study(folder: Path, contract: Contract) -> bool:
             _set_aside(folder)
         write_json(folder / CONTRACT_FILE, contract.to_dict(folder.resolve().name))
     return resumed
+
+
+def kept_space(folder: Path) -> Space | None:
+    """Return the families of the study in a folder; None where it has not made them yet.
+
+    Raises:
+        AutotuneError: the file was damaged.
+    """
+    file = folder / SPACE_FILE
+    if not file.exists():
+        return None
+    try:
+        return TypeAdapter(Space).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise AutotuneError(
+            f"{file} cannot be read: it holds the micro batches of each family of the study. "
+            "Restore it, or search again in another --out."
+        ) from error
 
 
 def _has_records(folder: Path) -> bool:

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from autotune.errors import NothingFitsError
 from autotune.plan import Plan
+from autotune.planner import Estimate
 from autotune.search.asker import Asker
-from autotune.search.space import Family
+from autotune.search.learning import Learner, by_family
+from autotune.search.space import Family, hopeful, predicted_oom
 from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
 from autotune.trial.folder import numbered_launches, read_results
@@ -91,12 +93,18 @@ class Tuner:
     """Runs a study in a folder. All it knows is on disk, so a killed search can be resumed."""
 
     def __init__(
-        self, folder: Path, families: Sequence[Family], job: Job, progress: Progress
+        self,
+        folder: Path,
+        families: Sequence[Family],
+        job: Job,
+        progress: Progress,
+        learner: Learner | None = None,
     ) -> None:
         self._folder = folder
         self._families = {family.name: family for family in families}
         self._job = job
         self._progress = progress
+        self._learner = learner
         self.store = RecordStore(folder)
         self._asker = Asker(folder, families, seed=job.seed)
         self._data_said = False
@@ -165,21 +173,38 @@ class Tuner:
         return min(untried, max(0, max_launches - self._num_finished()))
 
     def _open_rungs(self, family: Family) -> list[Rung]:
-        """Return the rungs a launch of this family would still measure: none above a failure."""
+        """Return the rungs a launch of this family would still measure.
+
+        None above a failure, and none above the first that what was measured so far rules out; that
+        one only where the launch is paid for by a rung below.
+        """
+        plans = [estimate.plan for estimate in hopeful(self._unmeasured(family))]
+        return [
+            Rung(micro_batch_size=p.micro_batch_size, grad_accum_steps=p.grad_accum_steps)
+            for p in plans
+        ]
+
+    def left_out(self) -> list[dict[str, Any]]:
+        """Return the plans of the space that measured trials rule out by now, with the reason."""
+        found = []
+        for family in self._families.values():
+            unmeasured = self._unmeasured(family)
+            found += [predicted_oom(e) for e in unmeasured[len(hopeful(unmeasured)) :]]
+        return found
+
+    def _unmeasured(self, family: Family) -> list[Estimate]:
+        """Return the rungs without a record, as judged by now; none where a rung failed."""
         rungs = []
-        for estimate in family.ladder:
+        for estimate in self._judged(family).ladder:
             record = self.store.get(estimate.plan.id)
             if record is None:
-                plan = estimate.plan
-                rungs.append(
-                    Rung(
-                        micro_batch_size=plan.micro_batch_size,
-                        grad_accum_steps=plan.grad_accum_steps,
-                    )
-                )
+                rungs.append(estimate)
             elif record.outcome not in (Outcome.OK, Outcome.THRASH):
                 return []
         return rungs
+
+    def _judged(self, family: Family) -> Family:
+        return family if self._learner is None else self._learner.judged(family)
 
     def _launch(self, family: Family, budget_ends: float | None) -> None:
         number = self._next_number()
@@ -224,10 +249,14 @@ class Tuner:
         records = read_rungs(request, ended.results, ended.outcome, ended.message)
         if ended.outcome is Outcome.INTERRUPTED:
             records = [r for r in records if r.outcome is not Outcome.INTERRUPTED]
-        return self.store.add(
-            _with_prediction(record, family, number, folder, self._folder, ended)
+        judged = self._judged(family)
+        added = self.store.add(
+            _with_prediction(record, judged, number, folder, self._folder, ended)
             for record in records
         )
+        if self._learner is not None:
+            self._learner.learn(family, added)
+        return added
 
     def _keep_finished(
         self, family: Family, request: Request, number: int, folder: Path
@@ -246,6 +275,9 @@ class Tuner:
     def _recover(self) -> None:
         """Bring in what a dead search left: its ranks, its finished rungs, its open trial."""
         kill_tagged(STUDY_VARIABLE, str(self._folder.resolve()))
+        if self._learner is not None:
+            for measured, records in by_family(self._families.values(), self.store.all()):
+                self._learner.learn(measured, records)
         for number, folder in self._launches():
             if not (folder / REQUEST_FILE).exists():
                 continue
@@ -345,11 +377,15 @@ def _with_prediction(
     record: TrialRecord, family: Family, number: int, folder: Path, study: Path, ended: Ended
 ) -> TrialRecord:
     estimate = family.rung(record.plan_object.micro_batch_size)
+    low, high = estimate.peak.interval_bytes
     started = (folder / REQUEST_FILE).stat().st_mtime
     return replace(
         record,
         launch=number,
-        predicted_bytes=estimate.memory.total_bytes,
+        predicted_bytes=estimate.peak.total_bytes,
+        predicted_low_bytes=low,
+        predicted_high_bytes=high,
+        predicted_fit_probability=estimate.fit_probability,
         predicted_step_s=estimate.time.step_s,
         predicted_tokens_per_s=estimate.time.tokens_per_s,
         predicted_verdict=str(estimate.verdict),

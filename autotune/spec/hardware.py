@@ -16,8 +16,8 @@ from autotune.spec.workload import Precision
 from autotune.units import GIB
 
 __all__ = [
-    "GpuSpec", "HardwareSpec", "Link", "check_precision", "detect_hardware", "gpu_types",
-    "load_hardware",
+    "GpuSpec", "HardwareSpec", "Link", "check_precision", "cpu_name", "detect_hardware",
+    "gpu_types", "load_hardware",
 ]  # fmt: skip
 _STAND_IN = "a100-80gb"
 _LOG = logging.getLogger(__name__)
@@ -247,6 +247,14 @@ def _cpu_hardware(num_ranks: int, memory_limit_bytes: int | None) -> HardwareSpe
         host_bytes_per_s=_CPU_MEMORY_BYTES_PER_S,
     )
     return _limit_memory(hardware, memory_limit_bytes)
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself, as /proc/cpuinfo has it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return ""
 
 
 def _host_memory_bytes() -> int:

@@ -46,6 +46,17 @@ def nvml_devices() -> tuple[list[str], list[int]]:
     return names, memory
 
 
+def nvml_driver() -> str:
+    """Return the version of NVIDIA's driver; needs what `nvml_devices` needs."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _visible_indices(visible: str, uuids: list[str]) -> list[int]:
     """Read CUDA_VISIBLE_DEVICES as CUDA does: numbers or UUID prefixes, up to the first unknown."""
     chosen = []

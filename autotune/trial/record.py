@@ -60,6 +60,11 @@ class TrialRecord:
     peak_reserved_bytes: _Count | None = None
     alloc_retries: _Count | None = None
     predicted_bytes: _Count | None = None
+    """By the formulas alone."""
+    predicted_low_bytes: _Count | None = None
+    predicted_high_bytes: _Count | None = None
+    """90% interval, by what had been measured before the launch."""
+    predicted_fit_probability: _NotNegative | None = None
     predicted_step_s: _Positive | None = None
     predicted_tokens_per_s: _Positive | None = None
     predicted_verdict: str | None = None

@@ -1,0 +1,120 @@
+"""ZeRO-3 (DeepSpeed 0.19.8, ``runtime/zero/stage3.py``, ``partitioned_param_coordinator.py``)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.memory.engines.base import FP32, Bytes, EngineMemory, Place, Work
+
+_REUSE_ELEMENTS = 1e9
+"""``stage3_max_reuse_distance``, as `autotune.emit.deepspeed` writes it."""
+_SUB_GROUP_ELEMENTS = 1e9
+"""``sub_group_size``, likewise: elements the optimizer steps over at once, of all ranks."""
+
+
+class Zero3(EngineMemory):
+    """Everything is partitioned; parameters are gathered for use.
+
+    A gathered parameter stays if its next use is within the reuse distance, counted over the
+    modules forward and backward in between: so what lies within half of it from the end of the
+    model stays from forward to backward, and every parameter of a model below that.
+    """
+
+    def resting(self) -> dict[str, Bytes]:
+        """Return the rank's part of everything, and the buffer gradients are staged in."""
+        size = self.sizes
+        states: dict[str, Bytes] = {"parameters": 0.0, "gradients": 0.0}
+        # Partitions below the persistence threshold stay gathered: the norms, next to nothing.
+        states["buckets"] = FP32 * self.runs.bucket
+        if not self.runs.offload_params:
+            states["parameters"] = self.width * self.shard(size.total)
+        if not self.runs.offload_optimizer:
+            states["optimizer"] = self.optimizer_bytes(self._part)
+            states["gradients"] = FP32 * self._part
+        return states | ({"offloaded": self._offloaded()} if self.runs.on_cpu else {})
+
+    def host(self) -> Bytes:
+        """Return what is offloaded."""
+        return self._offloaded()
+
+    def enter(self, place: Place) -> Work:
+        """Return the parameters gathered so far, and the buffers of the next gather."""
+        now = place.below + place.unit
+        kept = np.minimum(place.below, np.maximum(0.0, self._window - place.above - place.unit))
+        return Work(
+            gathered=self.width * (np.minimum(kept + place.unit, now) + self._in_flight(place))
+        )
+
+    def forward(self, place: Place) -> Work:
+        """Return the parameters that stay, the unit's own, and those fetched ahead."""
+        kept = np.clip(self._window - place.above, 0.0, place.below + place.unit)
+        ahead = np.minimum(self.runs.bucket, place.above)
+        return Work(gathered=self.width * (np.maximum(kept, self._module(place)) + ahead))
+
+    def loss(self) -> Work:
+        """Return the parameters that stay for backward."""
+        return Work(gathered=self.width * np.minimum(self.sizes.total, self._window))
+
+    def backward(self, place: Place, inside: Bytes, *, later: bool) -> Work:
+        """Return the parameters not yet used, and a reduction's copies."""
+        kept = np.clip(self._window - place.above, 0.0, place.below + place.unit)
+        ahead = np.minimum(self.runs.bucket, place.below)
+        gathered = self.width * np.maximum(kept, self._module(place) + ahead)
+        some = np.asarray(place.finished + inside, float) > 0
+        return Work(gathered=gathered, temporaries=np.where(some, self._reduced(), 0.0))
+
+    def finish(self, *, later: bool) -> Work:
+        """Return the embedding, its gradient and that one's reduction."""
+        size = self.sizes
+        embedding = size.embedding * size.all_train
+        reduced = np.maximum(self._reduced(), self._alone(embedding))
+        return Work(self.width * embedding, self.width * embedding, reduced)
+
+    def step(self) -> Work:
+        """Return a sub-group's gradients, flattened into a copy, and its update."""
+        if self.runs.offload_optimizer:
+            return Work()
+        part = np.minimum(self._part, _SUB_GROUP_ELEMENTS)
+        return Work(temporaries=FP32 * part + self.step_temporaries(part, part))
+
+    def gather(self) -> tuple[Bytes, Bytes]:
+        """Return one gathered parameter at a time, and all of them on rank 0's host."""
+        return self.width * self.sizes.embedding, self.width * self.sizes.total
+
+    @property
+    def _part(self) -> Bytes:
+        return self.shard(self.sizes.trainable)
+
+    @property
+    def _window(self) -> float:
+        return _REUSE_ELEMENTS / 2
+
+    def _offloaded(self) -> Bytes:
+        states: Bytes = 0.0
+        if self.runs.offload_optimizer:
+            # Master weights, moments, accumulated gradients, and the optimizer's copy of them.
+            states = self.optimizer_bytes(self._part) + 2 * FP32 * self._part
+        if self.runs.offload_params:
+            states = states + self.width * self.shard(self.sizes.total)
+        return states
+
+    def _module(self, place: Place) -> Bytes:
+        """Return what is gathered at once: a layer's largest module."""
+        return place.unit if place.kind != "layer" else np.minimum(place.unit, self.sizes.module)
+
+    def _in_flight(self, place: Place) -> Bytes:
+        """Return a gather's flat buffer, and gloo's copy of it."""
+        return np.minimum(np.maximum(self.runs.bucket, self._module(place)), place.unit) * (
+            1 + self.runs.on_cpu
+        )
+
+    def _reduced(self) -> Bytes:
+        """Return what one reduction copies: gradients cast to fp32, interleaved by rank."""
+        filled = FP32 * np.minimum(self.runs.bucket, self.sizes.trainable)
+        copies = 1 + self.runs.on_cpu  # gloo reduces a copy
+        return np.maximum(self._alone(self.sizes.largest_layer_parameter), filled * copies)
+
+    def _alone(self, elements: Bytes) -> Bytes:
+        """Return the cast of a gradient that no bucket holds."""
+        cast = FP32 * elements * (1 + self.runs.on_cpu)
+        return np.where(elements > self.runs.bucket, cast, 0.0)

@@ -1,0 +1,113 @@
+"""What the finished trials of a study say about the memory of those that remain."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from autotune.memory.fingerprint import Fingerprint, machine_fingerprint
+from autotune.memory.knowledge import Entry, KnowledgeBase, known_rows, model_key
+from autotune.memory.residuals import Residuals, Ruler, engine_label, ruler_of
+from autotune.planner import Estimate, judged
+from autotune.search.space import Family
+from autotune.spec.hardware import HardwareSpec
+from autotune.spec.model import ModelSpec
+from autotune.spec.workload import Workload
+from autotune.trial.protocol import Outcome
+from autotune.trial.record import TrialRecord
+
+
+class Learner:
+    """Judges estimates anew as trials finish, and keeps what they measured for later studies."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        workload: Workload,
+        hardware: HardwareSpec,
+        machine: Fingerprint,
+        base: KnowledgeBase | None,
+    ) -> None:
+        self._model = model_key(model)
+        self._workload = hashlib.sha256(workload.model_dump_json().encode()).hexdigest()[:12]
+        self._hardware = hardware
+        self._machine = machine
+        self._base = base
+        self._ruler: Ruler = ruler_of(on_cpu=hardware.gpu.is_cpu)
+        self._earlier = known_rows(base, machine, self._ruler) if base else []
+        self._own: dict[str, Entry] = {}
+        self._residuals = Residuals.known(self._ruler, self._earlier)
+
+    @classmethod
+    def of_machine(cls, model: ModelSpec, workload: Workload, hardware: HardwareSpec) -> Learner:
+        """Return the learner of a search on this machine, with the user's knowledge base."""
+        machine = machine_fingerprint("cpu" if hardware.gpu.is_cpu else "cuda")
+        return cls(model, workload, hardware, machine, KnowledgeBase.of_user())
+
+    def learn(self, family: Family, records: Sequence[TrialRecord]) -> None:
+        """Take in finished trials of a family; those of a study that is resumed as well."""
+        new = [e for r in records if (e := self._entry(family, r)) is not None]
+        new = [entry for entry in new if self._own.get(entry.plan_id) != entry]
+        if not new:
+            return
+        self._own |= {entry.plan_id: entry for entry in new}
+        if self._base is not None:
+            self._base.add(new)
+        own = [entry.row() for entry in self._own.values()]
+        self._residuals = Residuals.known(self._ruler, [*self._earlier, *own])
+
+    def judged(self, family: Family) -> Family:
+        """Return the family with its estimates under what is known by now."""
+        return replace(family, ladder=tuple(self._judged(each) for each in family.ladder))
+
+    def _judged(self, estimate: Estimate) -> Estimate:
+        residual = self._residuals.predict(
+            estimate.plan, self._model, estimate.peak.measurable_bytes
+        )
+        return judged(estimate, self._hardware, residual)
+
+    def _entry(self, family: Family, record: TrialRecord) -> Entry | None:
+        real = _real_bytes(record)
+        peak = family.rung(record.plan_object.micro_batch_size).peak
+        exceeded = record.outcome is Outcome.OOM
+        if exceeded:
+            real = self._hardware.gpu.memory_bytes - peak.framework_bytes
+        if not real or real <= 0:
+            return None
+        return Entry(
+            fingerprint=self._machine.to_dict(),
+            ruler=self._ruler,
+            model=self._model,
+            plan_id=record.plan_id,
+            workload=self._workload,
+            engine=engine_label(record.plan_object),
+            recompute=str(record.plan_object.recompute),
+            predicted_bytes=peak.measurable_bytes,
+            real_bytes=real,
+            exceeded=exceeded,
+            recorded_at=record.started_at,
+        )
+
+
+def _real_bytes(record: TrialRecord) -> int | None:
+    """Return what a trial took, as the limit counts it; None where it is not the plan's peak."""
+    if record.outcome is not Outcome.OK:
+        return None
+    # One micro-step alone does not show what later ones add.
+    if record.plan_object.grad_accum_steps > 1 and max(record.measured_accum_steps, default=0) < 2:
+        return None
+    return record.peak_reserved_bytes or record.peak_allocated_bytes
+
+
+def by_family(
+    families: Iterable[Family], records: Sequence[TrialRecord]
+) -> list[tuple[Family, list[TrialRecord]]]:
+    """Return each family with its records; records of no family are left out."""
+    found = []
+    for family in families:
+        plans = {estimate.plan.id for estimate in family.ladder}
+        own = [record for record in records if record.plan_id in plans]
+        if own:
+            found.append((family, own))
+    return found
