@@ -16,8 +16,8 @@ from autotune.spec.workload import Lora
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "memory"
 sys.path.insert(0, str(FOLDER))
-figures, foreign, losses, published = (
-    importlib.import_module(name) for name in ("figures", "foreign", "losses", "published")
+figures, foreign, losses, page, published = (
+    importlib.import_module(name) for name in ("figures", "foreign", "losses", "page", "published")
 )
 sys.path.remove(str(FOLDER))
 
@@ -230,3 +230,14 @@ def test_a_peer_counts_where_it_has_an_answer():
     (figure,) = figures.peers(rows, {"peer": False})
     assert figure.value == pytest.approx(30)
     assert figure.least == 3.0
+
+
+def test_the_page_shows_the_committed_figures():
+    rows = committed("figures.csv")
+    lines = [(r["figure"], r["value"], r["target"], r["verdict"], r["of"]) for r in rows]
+    block = page.markdown(("figure", "value", "target", "", "of"), lines)
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.with_block(text, "figures", block)
+    assert page.with_block(text, "figures", "gone") != text
+    with pytest.raises(ValueError, match="no markers"):
+        page.with_block(text, "nothing", block)
