@@ -26,6 +26,7 @@ import numpy as np
 from autotune.memory import quantised
 from autotune.memory.engines.base import Bytes, EngineMemory, Place, Runs, Work
 from autotune.memory.moments import Walk
+from autotune.memory.optimizers import step_bytes
 from autotune.memory.profile import ActivationProfile, features
 from autotune.memory.setup import Checkpointing, Setup
 from autotune.memory.sizes import Sizes
@@ -204,12 +205,14 @@ class OneProcess(EngineMemory):
         return Work(gradients=gradients, temporaries=self._step(self.trained))
 
     def _step(self, trained: Bytes) -> Bytes:
-        setup = replace(self.setup, parameter_bytes=self.trained_width)
-        largest = min(self.sizes.largest_trainable, self.trained)
-        self.setup, kept = setup, self.setup
-        work = self.step_temporaries(trained, largest)
-        self.setup = kept
-        return work
+        return step_bytes(
+            self.setup.optimizer,
+            trained,
+            min(self.sizes.largest_trainable, self.trained),
+            foreach=self.setup.foreach,
+            fused=self.setup.fused,
+            element_bytes=self.trained_width,
+        )
 
     def _copy(self) -> float:
         kind = self.setup.quantised
