@@ -139,6 +139,20 @@ def test_fsdp1_keeps_inputs_and_gradients_of_frozen_recomputed_layers():
     assert kept - freed == pytest.approx(3 * 10_000, rel=0.05)
 
 
+def test_adapters_that_are_units_leave_one_layer_gathered_in_backward():
+    place = foreign.Place(
+        kind="layer", unit=104.0, unit_trainable=4.0, before=104.0, after=104.0,
+        after_trainable=4.0, below=0.0, above=0.0, first=False, finished=0.0,
+    )  # fmt: skip
+    gathered = [
+        foreign.Fsdp1(
+            counts(4), run_of(adapter=True, fsdp1=True, ranks=2, adapter_units=units)
+        ).backward(place, 0.0, later=False).gathered
+        for units in (False, True)
+    ]  # fmt: skip
+    assert gathered == [2 * (100 + 2 * 104), 2 * (100 + 104)]
+
+
 def test_no_sync_keeps_whole_gradients():
     how = {"adapter": True, "fsdp1": True, "ranks": 2, "adapter_bytes": 2}
     synced, _ = foreign.peak(profile(), counts(adapter=4), run_of(**how))
