@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the estimate; 2 when the configuration breaks a rule."""
     from autotune.config import load_config
-    from autotune.memory.advice import advise
+    from autotune.memory.advice import advise, profiles_needed
     from autotune.memory.knowledge import residuals_for
+    from autotune.memory.profiles import activation_profiles
     from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
 
@@ -55,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
     use_knowledge(args)
     residuals = residuals_for(hardware)
     model, workload = config.model, config.workload_on(args.gpus)
-    estimate = estimate_plan(model, workload, config.plan(args.gpus), hardware, residuals)
+    plan = config.plan(args.gpus)
+    activation_profiles(model, profiles_needed(model, workload, plan, hardware))
+    estimate = estimate_plan(model, workload, plan, hardware, residuals)
 
     def memory_of(workload: Workload, plan: Plan) -> MemoryEstimate:
         return predict_memory(model, workload, plan, hardware, residuals)

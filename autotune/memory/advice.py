@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.memory.estimate import MemoryEstimate
+from autotune.memory.setup import TraceKey, setup_of
 from autotune.memory.verdict import Verdict, fit_probability, verdict
 from autotune.plan import Engine, Plan, Recompute
 from autotune.rules import check_plan, check_strategy
@@ -88,6 +89,15 @@ def advise(
             )
         )
     return sorted(found, key=lambda advice: (-advice.freed_bytes, advice.change))
+
+
+def profiles_needed(
+    model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
+) -> list[TraceKey]:
+    """Return the profiles that a plan's estimate and its advice read, to trace them together."""
+    cases = [(workload, plan)]
+    cases += [(other, changed) for _, other, changed in _neighbours(model, workload, plan)]
+    return list(dict.fromkeys(setup_of(model, w, p, hardware).key for w, p in cases))
 
 
 def _neighbours(

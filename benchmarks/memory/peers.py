@@ -131,7 +131,7 @@ _FITCHECK_GPUS = {
 
 def _fitcheck(point: Point) -> float:
     """`fitcheck`: its total, without its overhead where the metric is the allocator's."""
-    from fitcheck import ModelConfig, TrainingConfig, UnsupportedModelError, estimate, get_gpu
+    from fitcheck import ModelConfig, UnsupportedModelError, estimate, get_gpu
     from fitcheck import config_parser as parser
 
     if point.world_size > 1:
