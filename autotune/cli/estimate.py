@@ -40,10 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the estimate; 2 when the configuration breaks a rule."""
     from autotune.config import load_config
-    from autotune.memory.advice import advise, legal_changes
+    from autotune.memory.advice import advise, legal_changes, profiles_needed
     from autotune.memory.knowledge import residuals_for
     from autotune.memory.profiles import activation_profiles
-    from autotune.memory.setup import setup_of
     from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
 
@@ -58,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
     residuals = residuals_for(hardware)
     model, workload, plan = config.model, config.workload_on(args.gpus), config.plan(args.gpus)
     changes = legal_changes(model, workload, plan, hardware)
-    # All profiles at once: a model that has to be traced is built in one go.
-    pairs = [(workload, plan), *((change.workload, change.plan) for change in changes)]
-    activation_profiles(model, [setup_of(model, w, p, hardware).key for w, p in pairs])
+    activation_profiles(model, profiles_needed(model, workload, plan, changes, hardware))
     estimate = estimate_plan(model, workload, plan, hardware, residuals)
 
     def memory_of(workload: Workload, plan: Plan) -> MemoryEstimate:

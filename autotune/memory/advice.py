@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from autotune.memory.estimate import MemoryEstimate
+from autotune.memory.setup import TraceKey, setup_of
 from autotune.memory.verdict import Verdict, fit_probability, verdict
 from autotune.plan import Engine, Plan, Recompute
 from autotune.rules import check_plan, check_strategy
@@ -100,6 +101,18 @@ def advise(
             )
         )
     return sorted(found, key=lambda advice: (-advice.freed_bytes, advice.change.text))
+
+
+def profiles_needed(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    changes: Sequence[Change],
+    hardware: HardwareSpec,
+) -> list[TraceKey]:
+    """Return the profiles that a plan's estimate and its advice read, to trace them together."""
+    cases = [(workload, plan), *((change.workload, change.plan) for change in changes)]
+    return list(dict.fromkeys(setup_of(model, w, p, hardware).key for w, p in cases))
 
 
 def _neighbours(
