@@ -59,7 +59,14 @@ def verdict_lines(estimate: Estimate, hardware: HardwareSpec) -> list[str]:
             f"A node's host needs {format_bytes(need)} of {format_bytes(have)}, "
             f"{format_bytes(memory.host_bytes)} a rank."
         )
-    return [*lines, error_words(memory)]
+    host = memory.gather_host_bytes
+    if host:
+        lines.append(
+            f"Saving the weights takes {format_bytes(host)} of host memory on the first rank."
+        )
+    traced = memory.activations_from == "traced"
+    source = "traced from the model's code" if traced else f"from the {memory.activations_from}"
+    return [*lines, f"{error_words(memory)} Activations are {source}."]
 
 
 def components_table(memory: MemoryEstimate) -> Table:
@@ -102,7 +109,7 @@ def advice_table(advice: Sequence[Advice], *, wide: bool) -> Table:
         table.add_column("host, a rank", justify="right", no_wrap=True)
     for each in advice:
         row = [
-            each.change,
+            each.change.text,
             format_bytes(each.freed_bytes),
             format_bytes(each.memory.expected_bytes),
             f"[{VERDICT_STYLES[each.verdict]}]{each.fit_probability:.0%}[/]",

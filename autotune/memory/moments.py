@@ -57,8 +57,16 @@ class Walk:
         if bool((self.engine.runs.steps > 1).any()):
             yield from self._micro_step(later=True)
         yield Moment("optimizer_step", self._left(), 0.0, self.engine.step())
-        highest = self._highest(self.profile.evaluation)
-        yield Moment("evaluation", highest, 0.0, self.engine.evaluation())
+        yield from self._evaluation()
+
+    def _evaluation(self) -> Iterator[Moment]:
+        """Yield the highest instant without autograd, and the engine's turns between units."""
+        profile, engine = self.profile, self.engine
+        yield Moment("evaluation", self._highest(profile.evaluation), 0.0, engine.evaluation())
+        level = self._end(profile.embedding_forward)
+        for place in (self._layer(0), self._layer(len(profile.layers) - 1), self._tail()):
+            yield Moment("evaluation", level, 0.0, engine.enter(place))
+            yield Moment("evaluation", level, 0.0, engine.forward(place))
 
     def _micro_step(self, *, later: bool) -> Iterator[Moment]:
         prefix = "later_" if later else ""

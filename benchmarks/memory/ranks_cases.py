@@ -115,6 +115,8 @@ _STRATEGIES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 _LORA_STRATEGIES = (1, 2, 3, 4, 0, 6, 5)
 """Indices into `_STRATEGIES`, one or two for each architecture."""
+_ALONE = ("llama", "olmo2-v512")
+"""Architectures measured on one rank, too, where nothing is sharded: as on one GPU."""
 # Sequence, micro batch, accumulation, packed, recompute.
 _SPLITS: tuple[tuple[int, int, int, bool, bool], ...] = (
     (256, 4, 1, False, False),
@@ -150,6 +152,12 @@ def cases() -> list[Case]:
             strategy = _STRATEGIES[(3 * number + 5 * turn) % 7]
             split = _SPLITS[(2 * number + 3 * turn) % len(_SPLITS)]
             case = _case(architecture, strategy, split)
+            found[case.name] = case
+    for number, architecture in enumerate(_ALONE):
+        for position, strategy in enumerate(_STRATEGIES[:5]):
+            alone = {k: 1 if k.startswith("dp_") else v for k, v in strategy.items()}
+            split = _SPLITS[(2 * position + 3 * number) % len(_SPLITS)]
+            case = _case(architecture, alone, split)
             found[case.name] = case
     return list(found.values())
 

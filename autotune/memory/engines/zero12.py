@@ -44,7 +44,7 @@ class Zero1(EngineMemory):
         # reduced together, from a copy; above it each where it lies.
         together = size.all_train and size.trainable <= _REDUCED_AT_ONCE
         copied = FP32 * size.trainable if together else 0.0
-        at_end = np.maximum(cast, copied * (self.runs.world > 1))
+        at_end = np.maximum(cast, copied)
         work = at_end if later else np.where(self.runs.steps > 1, cast, at_end)
         return Work(gradients=self.held(), temporaries=work)
 

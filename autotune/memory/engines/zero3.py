@@ -9,7 +9,7 @@ from autotune.memory.engines.base import FP32, Bytes, EngineMemory, Place, Work
 _REUSE_ELEMENTS = 1e9
 """``stage3_max_reuse_distance``, as `autotune.emit.deepspeed` writes it."""
 _SUB_GROUP_ELEMENTS = 1e9
-"""``sub_group_size``, likewise: elements the optimizer steps over at once, of all ranks."""
+"""``sub_group_size``, likewise: elements of a rank's partitions the optimizer steps over at once."""
 
 
 class Zero3(EngineMemory):
@@ -37,29 +37,35 @@ class Zero3(EngineMemory):
         """Return what is offloaded."""
         return self._offloaded()
 
+    @property
+    def _copied(self) -> Bytes:
+        """Bytes an element gathered: none for a single rank, whose partitions are whole."""
+        moved = self.runs.offload_params and not self.runs.on_cpu
+        return self.width * ((self.runs.shards > 1) | moved)
+
     def enter(self, place: Place) -> Work:
         """Return the parameters gathered so far, and the buffers of the next gather."""
         now = place.below + place.unit
         kept = np.minimum(place.below, np.maximum(0.0, self._window - place.above - place.unit))
         return Work(
-            gathered=self.width * (np.minimum(kept + place.unit, now) + self._in_flight(place))
+            gathered=self._copied * (np.minimum(kept + place.unit, now) + self._in_flight(place))
         )
 
     def forward(self, place: Place) -> Work:
         """Return the parameters that stay, the unit's own, and those fetched ahead."""
         kept = np.clip(self._window - place.above, 0.0, place.below + place.unit)
         ahead = np.minimum(self.runs.bucket, place.above)
-        return Work(gathered=self.width * (np.maximum(kept, self._module(place)) + ahead))
+        return Work(gathered=self._copied * (np.maximum(kept, self._module(place)) + ahead))
 
     def loss(self) -> Work:
         """Return the parameters that stay for backward."""
-        return Work(gathered=self.width * np.minimum(self.sizes.total, self._window))
+        return Work(gathered=self._copied * np.minimum(self.sizes.total, self._window))
 
     def backward(self, place: Place, inside: Bytes, *, later: bool) -> Work:
         """Return the parameters not yet used, and a reduction's copies."""
         kept = np.clip(self._window - place.above, 0.0, place.below + place.unit)
         ahead = np.minimum(self.runs.bucket, place.below)
-        gathered = self.width * np.maximum(kept, self._module(place) + ahead)
+        gathered = self._copied * np.maximum(kept, self._module(place) + ahead)
         some = np.asarray(place.finished + inside, float) > 0
         return Work(gathered=gathered, temporaries=np.where(some, self._reduced(), 0.0))
 
@@ -68,7 +74,7 @@ class Zero3(EngineMemory):
         size = self.sizes
         embedding = size.embedding * size.all_train
         reduced = np.maximum(self._reduced(), self._alone(embedding))
-        return Work(self.width * embedding, self.width * embedding, reduced)
+        return Work(self.width * embedding, self._copied * embedding, reduced)
 
     def step(self) -> Work:
         """Return a sub-group's gradients, flattened into a copy, and its update."""
