@@ -107,12 +107,15 @@ def test_what_this_machine_measured_is_used_said_and_switched_off(estimate, meas
     known = json.loads(estimate(*cpu, "--json", **tiny))["memory"]
     assert known["residual"]["source"] == "trials on this machine"
     assert known["residual"]["count"] >= 5
-    assert known["expected_bytes"] == pytest.approx(1.3 * known["total_bytes"], rel=0.06)
     text = " ".join(estimate(*cpu, **tiny).split())
     assert "as runs measured" in text and "trials on this machine" in text
     unknown = json.loads(estimate(*cpu, "--no-knowledge", "--json", **tiny))["memory"]
     assert unknown["residual"]["source"] != known["residual"]["source"]
     assert unknown["total_bytes"] == known["total_bytes"]
+    miss, before = (
+        abs(memory["expected_bytes"] / memory["total_bytes"] - 1.3) for memory in (known, unknown)
+    )
+    assert miss < 0.5 * before
 
 
 def test_another_gpu_type_does_not_use_it(estimate, measured):
