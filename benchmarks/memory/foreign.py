@@ -7,6 +7,9 @@ FSDP1, from torch 2.13 ``torch/distributed/fsdp`` (`_runtime_utils.py`, `_flat_p
 - a unit's flat parameter is gathered in the compute type; backward prefetches the next unit; the
   root unit (embedding, head, final norm) stays gathered from forward to the end of backward
   (`_post_forward_reshard` never frees the root), and its gradients wait whole for the embedding's;
+- the next unit is the one whose forward ended just before (`_ExecOrderData`). PEFT's wrapping policy
+  makes every adapter matrix a unit, so a layer's backward fetches its own last adapter first, and the
+  layer before comes when its own backward is nearly done: then one layer is gathered, not two;
 - under mixed precision accelerate makes the flat parameters that train fp32;
 - 4-bit weights are gathered packed, while their scales are whole on every rank;
 - in `no_sync` gradients stay whole; those of a flat parameter that mixes frozen and trained weights
@@ -26,6 +29,7 @@ import numpy as np
 from autotune.memory import quantised
 from autotune.memory.engines.base import Bytes, EngineMemory, Place, Runs, Work
 from autotune.memory.moments import Walk
+from autotune.memory.optimizers import step_bytes
 from autotune.memory.profile import ActivationProfile, features
 from autotune.memory.setup import Checkpointing, Setup
 from autotune.memory.sizes import Sizes
@@ -45,6 +49,8 @@ class Run:
     """That one copy of the states is spread over."""
     micro_batch_size: int
     seq_len: int
+    adapter_units: bool = False
+    """Each adapter matrix is an FSDP1 unit of its own."""
     adapter_bytes: int = 4
     """Of one weight of the adapter; its gradient and optimizer states take the same type."""
     upcast_rest: bool = False
@@ -204,12 +210,14 @@ class OneProcess(EngineMemory):
         return Work(gradients=gradients, temporaries=self._step(self.trained))
 
     def _step(self, trained: Bytes) -> Bytes:
-        setup = replace(self.setup, parameter_bytes=self.trained_width)
-        largest = min(self.sizes.largest_trainable, self.trained)
-        self.setup, kept = setup, self.setup
-        work = self.step_temporaries(trained, largest)
-        self.setup = kept
-        return work
+        return step_bytes(
+            self.setup.optimizer,
+            trained,
+            min(self.sizes.largest_trainable, self.trained),
+            foreach=self.setup.foreach,
+            fused=self.setup.fused,
+            element_bytes=self.trained_width,
+        )
 
     def _copy(self) -> float:
         kind = self.setup.quantised
@@ -254,7 +262,8 @@ class Fsdp1(OneProcess):
         waiting = waiting * self.sizes.all_train if place.kind != "tail" else inside
         finished = max(0.0, place.finished - waiting) if place.kind != "tail" else 0.0
         own = inside if place.kind == "layer" else 0.0
-        layers = {"layer": 1 if place.first else 2, "tail": 1, "embedding": 0}[place.kind]
+        two = not (place.first or self.run.adapter_units)
+        layers = {"layer": 1 + two, "tail": 1, "embedding": 0}[place.kind]
         sharded = 0.0 if self.run.offload else self.shard(self.trained_width * finished)
         return Work(
             gradients=sharded + self.width * (waiting + own),

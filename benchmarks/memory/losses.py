@@ -1,7 +1,8 @@
 """Losses of the code that ran then, in bytes a logit: the vocabulary times the tokens.
 
 A traced profile has this project's loss. These are the logit-shaped tensors of other code, read in
-the version that ran; a phase begins with the head's bf16 logits alive.
+the version that ran; a phase begins with the head's bf16 logits alive, and they are counted to the
+end of the loss's forward (docs/memory.md says where the runs disagree).
 
 - `transformers` 4.x, ``modeling_llama.py`` and its kin: `logits.float()`, the shifted logits copied
   by `.contiguous()`, log-softmax; backward holds log-softmax, its gradient and theirs.

@@ -209,6 +209,8 @@ def run_of(row: Row) -> Run:
         ),
         fsdp1=sharded or row["engine"] == "fsdp1_no_shard",
         ranks=int(row["gpus"]) if sharded else 1,
+        # LitGPT wraps its blocks alone.
+        adapter_units=not (full or litgpt),
         micro_batch_size=int(row["micro_batch_size"]),
         seq_len=int(row["seq_len"]),
         # PEFT makes adapters of 16-bit models fp32; LitGPT's and fsdp_qlora's stay 16-bit.

@@ -174,7 +174,7 @@ def compare_peers(
         answers: dict[str, Any] = {}
         for peer in PEERS:
             try:
-                answers[peer.name] = round(peer.predict(point))
+                answers[peer.name] = round(peer.ask(point))
             except CannotTake as reason:
                 answers[peer.name] = ""
                 reasons[peer.name, peer.version, str(reason)] += 1

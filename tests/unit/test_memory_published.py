@@ -16,8 +16,8 @@ from autotune.spec.workload import Lora
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "memory"
 sys.path.insert(0, str(FOLDER))
-figures, foreign, losses, published = (
-    importlib.import_module(name) for name in ("figures", "foreign", "losses", "published")
+figures, foreign, losses, page, published = (
+    importlib.import_module(name) for name in ("figures", "foreign", "losses", "page", "published")
 )
 sys.path.remove(str(FOLDER))
 
@@ -139,6 +139,20 @@ def test_fsdp1_keeps_inputs_and_gradients_of_frozen_recomputed_layers():
     assert kept - freed == pytest.approx(3 * 10_000, rel=0.05)
 
 
+def test_adapters_that_are_units_leave_one_layer_gathered_in_backward():
+    place = foreign.Place(
+        kind="layer", unit=104.0, unit_trainable=4.0, before=104.0, after=104.0,
+        after_trainable=4.0, below=0.0, above=0.0, first=False, finished=0.0,
+    )  # fmt: skip
+    gathered = [
+        foreign.Fsdp1(
+            counts(4), run_of(adapter=True, fsdp1=True, ranks=2, adapter_units=units)
+        ).backward(place, 0.0, later=False).gathered
+        for units in (False, True)
+    ]  # fmt: skip
+    assert gathered == [2 * (100 + 2 * 104), 2 * (100 + 104)]
+
+
 def test_no_sync_keeps_whole_gradients():
     how = {"adapter": True, "fsdp1": True, "ranks": 2, "adapter_bytes": 2}
     synced, _ = foreign.peak(profile(), counts(adapter=4), run_of(**how))
@@ -230,3 +244,14 @@ def test_a_peer_counts_where_it_has_an_answer():
     (figure,) = figures.peers(rows, {"peer": False})
     assert figure.value == pytest.approx(30)
     assert figure.least == 3.0
+
+
+def test_the_page_shows_the_committed_figures():
+    rows = committed("figures.csv")
+    lines = [(r["figure"], r["value"], r["target"], r["verdict"], r["of"]) for r in rows]
+    block = page.markdown(("figure", "value", "target", "", "of"), lines)
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.with_block(text, "figures", block)
+    assert page.with_block(text, "figures", "gone") != text
+    with pytest.raises(ValueError, match="no markers"):
+        page.with_block(text, "nothing", block)
