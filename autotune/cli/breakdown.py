@@ -53,16 +53,16 @@ def verdict_lines(estimate: Estimate, hardware: HardwareSpec) -> list[str]:
         f"{format_bytes(memory.expected_bytes)} of {format_bytes(hardware.gpu.memory_bytes)}, "
         f"with 90% between {format_bytes(low)} and {format_bytes(high)}.",
     ]
-    if memory.host_bytes:
-        need, have = memory.host_bytes * hardware.gpus_per_node, hardware.host_memory_bytes
+    need, have = memory.peak.node_host_bytes(hardware.gpus_per_node), hardware.host_memory_bytes
+    if need:
+        parts = []
+        if memory.host_bytes:
+            parts.append(f"{format_bytes(memory.host_bytes)} a rank")
+        if memory.gather_host_bytes:
+            parts.append(f"{format_bytes(memory.gather_host_bytes)} to save the weights")
         lines.append(
-            f"A node's host needs {format_bytes(need)} of {format_bytes(have)}, "
-            f"{format_bytes(memory.host_bytes)} a rank."
-        )
-    host = memory.gather_host_bytes
-    if host:
-        lines.append(
-            f"Saving the weights takes {format_bytes(host)} of host memory on the first rank."
+            f"The host of the first node needs {format_bytes(need)} of {format_bytes(have)}: "
+            f"{' and '.join(parts)}."
         )
     traced = memory.activations_from == "traced"
     source = "traced from the model's code" if traced else f"from the {memory.activations_from}"

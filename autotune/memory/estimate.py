@@ -64,6 +64,7 @@ class MemoryEstimate:
             total_bytes=self.total_bytes,
             framework_bytes=self.components["framework"],
             host_bytes=self.host_bytes,
+            gather_host_bytes=self.gather_host_bytes,
             residual=self.residual,
         )
 

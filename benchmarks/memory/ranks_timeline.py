@@ -147,6 +147,9 @@ def settle_collectives() -> None:
 
         return call
 
+    # DeepSpeed gathers several parameters inside a manager, which waits for them later.
+    manager = dist.distributed_c10d._CoalescingManager
+    manager.wait = settled(manager.wait)  # type: ignore[method-assign]
     for name in _COLLECTIVES:
         if hasattr(dist, name):
             setattr(dist, name, settled(getattr(dist, name)))

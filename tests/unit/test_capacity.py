@@ -17,7 +17,7 @@ BASE = [
     "--gpus", ",".join(map(str, COUNTS)),
 ]  # fmt: skip
 # For what does not depend on the strategies, a few of them.
-QUICK = [*BASE, "--strategies", "zero3,zero3_offload_optimizer"]
+QUICK = [*BASE, "--strategies", "zero3,zero3_offload_params"]
 PRICED = [*QUICK, "--tokens", "10B", "--price", "h100=2.5,l40s=0.9", "--power"]
 
 

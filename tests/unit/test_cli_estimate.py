@@ -68,14 +68,15 @@ def test_the_text_keeps_to_the_width_and_says_it(estimate, monkeypatch, width):
         "OOM:", "chance to fit", "with 90% between", "at the peak", "activations", "later loss",
         "optimizer step", "recompute activations", "sequence parallel 2", "LoRA",
         "Predicted, not measured; the error is assumed: no CUDA run was measured",
-        "Saving the weights takes", "tokens/s",
+        "to save the weights", "tokens/s",
     ):  # fmt: skip
         assert words in text, words
 
 
 def test_host_memory_is_a_nodes(estimate):
     out = " ".join(estimate(*H100, preset="zero3_bf16_cpuoffload_all", length=512).split())
-    assert "FITS:" in out and "A node's host needs" in out and "a rank." in out
+    assert "FITS:" in out and "The host of the first node needs" in out
+    assert "a rank and" in out and "to save the weights." in out
 
 
 def test_a_plan_that_does_not_divide_is_one_error(estimate):
@@ -107,12 +108,15 @@ def test_what_this_machine_measured_is_used_said_and_switched_off(estimate, meas
     known = json.loads(estimate(*cpu, "--json", **tiny))["memory"]
     assert known["residual"]["source"] == "trials on this machine"
     assert known["residual"]["count"] >= 5
-    assert known["expected_bytes"] == pytest.approx(1.3 * known["total_bytes"], rel=0.06)
     text = " ".join(estimate(*cpu, **tiny).split())
     assert "as runs measured" in text and "trials on this machine" in text
     unknown = json.loads(estimate(*cpu, "--no-knowledge", "--json", **tiny))["memory"]
     assert unknown["residual"]["source"] != known["residual"]["source"]
     assert unknown["total_bytes"] == known["total_bytes"]
+    miss, before = (
+        abs(memory["expected_bytes"] / memory["total_bytes"] - 1.3) for memory in (known, unknown)
+    )
+    assert miss < 0.5 * before
 
 
 def test_another_gpu_type_does_not_use_it(estimate, measured):

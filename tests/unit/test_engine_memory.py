@@ -130,11 +130,14 @@ def test_zero2_reduces_bucket_by_bucket():
     # Last rank: the head (2 bytes) stays whole; of two layers the large third of what it owns.
     owned = EMBEDDING + min(1010 + 600, part) - EMBEDDING
     large = 2 * (EMBEDDING + (owned - EMBEDDING) * BIG / LAYER)
-    # Two buckets (overlap), and the large gradient in fp32.
-    assert total(engine.backward(layer(1), 0, later=False)) == 4 * part + large + 2 * 200 + 4 * BIG
-    wide = make(ZERO2, bucket=400)
-    some = total(wide.backward(layer(1), 0, later=False))
-    assert some == 4 * part + 2 * EMBEDDING + 2 * 800 + 6 * 400
+    before = engine.backward(layer(1), 0, later=False)
+    assert before.gradients == 4 * part + large
+    # Two buckets (overlap); and the large gradient in fp32 when one arrives.
+    assert before.temporaries == 2 * 200
+    assert engine.backward(layer(1), BIG, later=False).temporaries == 2 * 200 + 4 * BIG
+    wide = make(ZERO2, bucket=400).backward(layer(1), BIG, later=False)
+    assert wide.gradients == 4 * part + 2 * EMBEDDING
+    assert wide.temporaries == 2 * 800 + 6 * 400
     assert total(engine.step()) == 4 * part + 8 * part
 
 

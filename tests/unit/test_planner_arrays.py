@@ -50,6 +50,9 @@ def test_arrays_say_what_single_plans_do(gpu, adapter):
         # Components are rounded to bytes one by one.
         assert peak.total_bytes == pytest.approx(single.peak.total_bytes, abs=16)
         assert peak.host_bytes == pytest.approx(single.peak.host_bytes, abs=16)
+        gathered = single.peak.gather_host_bytes
+        assert peak.gather_host_bytes == pytest.approx(gathered, abs=16)
+        assert (gathered > 0) == (gpu != "cpu")
         assert peak.framework_bytes == single.peak.framework_bytes
         assert table.peak_instants[table.peak_instant[position]] == single.memory.peak_instant
         chance = judged.fit_probability[position]

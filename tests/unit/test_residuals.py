@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from autotune.memory import residuals
 from autotune.memory.residuals import Residual, Residuals, Row, Ruler, Spread, engine_label
 from autotune.memory.student import normal_cdf, normal_hazard, student_cdf, student_quantile_95
 from autotune.plan import Engine, Plan, Recompute
@@ -194,3 +196,23 @@ def test_the_demonstrations_trials_are_foreseen_from_a_few_of_them():
     real = np.array([r.log_ratio for r in asked])
     assert np.mean(np.abs(real - bias) <= student_quantile_95(degrees) * scale) >= 0.85
     assert np.sqrt(np.mean((real - bias) ** 2)) < 0.1 < np.sqrt(np.mean(real**2))
+
+
+def test_the_committed_records_are_covered_from_those_of_other_architectures():
+    """What ships: of each architecture's real runs, 85% to 97% inside the others' 90% interval."""
+    spread, source, rows = residuals._committed(Ruler.CPU_ALLOCATOR)
+    architectures = {row.model for row in rows}
+    assert len(architectures) >= 3 and len(rows) >= 40 and "ranks.csv" in source
+    inside = []
+    for architecture in architectures:
+        known = [replace(row, here=True) for row in rows if row.model != architecture]
+        asked = [row for row in rows if row.model == architecture]
+        bias, scale, degrees = Residuals(known, spread, source).predict_many(
+            [row.engine for row in asked],
+            [row.recompute for row in asked],
+            architecture,
+            np.array([row.predicted_bytes for row in asked], float),
+        )
+        real = np.array([row.log_ratio for row in asked])
+        inside += list(np.abs(real - bias) <= student_quantile_95(degrees) * scale)
+    assert 0.85 <= np.mean(inside) <= 0.97

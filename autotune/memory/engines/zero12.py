@@ -95,8 +95,11 @@ class Zero2(EngineMemory):
         # The partition comes with the first reduction: not with what still fits into the bucket.
         reduced = done > np.minimum(self.runs.bucket, self.sizes.trainable / 2)
         gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
+        # A bucket is reduced when a gradient arrives.
+        arrives = (np.asarray(inside, float) > 0) | (place.kind == "embedding")
+        reducing = np.where(arrives, self._reduced(), 0.0)
         return Work(
-            gradients=gradients, temporaries=np.where(some, self._buckets() + self._reduced(), 0.0)
+            gradients=gradients, temporaries=np.where(some, self._buckets() + reducing, 0.0)
         )
 
     def finish(self, *, later: bool) -> Work:

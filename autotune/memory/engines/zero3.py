@@ -9,7 +9,7 @@ from autotune.memory.engines.base import FP32, Bytes, EngineMemory, Place, Work
 _REUSE_ELEMENTS = 1e9
 """``stage3_max_reuse_distance``, as `autotune.emit.deepspeed` writes it."""
 _SUB_GROUP_ELEMENTS = 1e9
-"""``sub_group_size``, likewise: elements of a rank's partitions the optimizer steps over at once."""
+"""``sub_group_size``, likewise: elements of a rank the optimizer steps over at once."""
 
 
 class Zero3(EngineMemory):
@@ -53,20 +53,21 @@ class Zero3(EngineMemory):
 
     def forward(self, place: Place) -> Work:
         """Return the parameters that stay, the unit's own, and those fetched ahead."""
-        kept = np.clip(self._window - place.above, 0.0, place.below + place.unit)
+        kept = self._kept(place)
         ahead = np.minimum(self.runs.bucket, place.above)
         return Work(gathered=self._copied * (np.maximum(kept, self._module(place)) + ahead))
 
     def loss(self) -> Work:
         """Return the parameters that stay for backward."""
-        return Work(gathered=self._copied * np.minimum(self.sizes.total, self._window))
+        total = self.sizes.total - self._not_again
+        return Work(gathered=self._copied * np.minimum(total, self._window))
 
     def backward(self, place: Place, inside: Bytes, *, later: bool) -> Work:
         """Return the parameters not yet used, and a reduction's copies."""
-        kept = np.clip(self._window - place.above, 0.0, place.below + place.unit)
+        kept = self._kept(place)
         ahead = np.minimum(self.runs.bucket, place.below)
         gathered = self._copied * np.maximum(kept, self._module(place) + ahead)
-        some = np.asarray(place.finished + inside, float) > 0
+        some = (np.asarray(inside, float) > 0) | (place.kind == "embedding")
         return Work(gathered=gathered, temporaries=np.where(some, self._reduced(), 0.0))
 
     def finish(self, *, later: bool) -> Work:
@@ -94,6 +95,16 @@ class Zero3(EngineMemory):
     @property
     def _window(self) -> float:
         return _REUSE_ELEMENTS / 2
+
+    @property
+    def _not_again(self) -> float:
+        """Elements that backward does not come back to: a frozen embedding."""
+        return self.sizes.embedding * (not self.sizes.all_train and not self.sizes.tied)
+
+    def _kept(self, place: Place) -> Bytes:
+        """Return the elements that stay gathered, of the unit and those before it."""
+        lost = self._not_again * (place.kind != "embedding")
+        return np.clip(self._window - place.above, 0.0, place.below + place.unit - lost)
 
     def _offloaded(self) -> Bytes:
         states: Bytes = 0.0
