@@ -24,8 +24,7 @@ DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-b
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
-.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory \
-	bench-memory-speed base-test profiles wheel clean
+.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed base-test profiles wheel clean
 
 help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
