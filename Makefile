@@ -93,6 +93,7 @@ bench-report: $(SETUP)
 	$(RUN) benchmarks/report_speed.py
 
 # The peers' packages, which nothing else needs; without them their columns would be empty.
+bench-memory: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 bench-memory: $(SETUP)
 	[ -z '$(SETUP)' ] || $(RUN) -m pip install --quiet -e '.[train,dev,bench]'
 	$(RUN) benchmarks/memory/report.py $(MEASURE)
