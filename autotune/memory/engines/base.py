@@ -168,6 +168,18 @@ class EngineMemory(ABC):
             before=before,
         )
 
+    def step_over_parameters(self) -> Bytes:
+        """Return what the optimizer allocates while it steps over shards of the parameters."""
+        size = self.sizes
+        layer = self.shard(size.largest_layer_parameter)
+        root = self.shard(size.embedding * size.all_train)
+        every = self.shard(size.trainable)
+        # The embedding comes first, an untied head after the layers, and equal ones in a row.
+        return np.maximum(
+            self.step_temporaries(every, root, 0.0 if size.tied else layer),
+            self.step_temporaries(every, layer, layer),
+        )
+
     def shard(self, elements: Bytes) -> Bytes:
         """Return a rank's part of elements."""
         return elements / self.runs.shards

@@ -39,9 +39,7 @@ class Ddp(EngineMemory):
 
     def step(self) -> Work:
         """Return the gradients and the optimizer's temporaries."""
-        largest, before = self.sizes.largest_trainable, self.sizes.largest_layer_parameter
-        work = self.step_temporaries(self.sizes.trainable, largest, before * (not self.sizes.tied))
-        return Work(gradients=self.held(), temporaries=work)
+        return Work(gradients=self.held(), temporaries=self.step_over_parameters())
 
     def _gradients(self, elements: Bytes) -> Bytes:
         return self.setup.gradient_bytes * np.asarray(elements, float)

@@ -99,12 +99,9 @@ class Fsdp2(EngineMemory):
 
     def step(self) -> Work:
         """Return the sharded gradients and the update."""
-        size = self.sizes
-        largest = self.shard(size.largest_trainable)
-        before = self.shard(size.largest_layer_parameter) * (not size.tied)
-        work = self.step_temporaries(self.shard(size.trainable), largest, before)
         on_device = self.runs.on_cpu or not self.runs.offload_params
-        return Work(gradients=self._sharded(size.trainable), temporaries=work * on_device)
+        work = self.step_over_parameters() * on_device
+        return Work(gradients=self._sharded(self.sizes.trainable), temporaries=work)
 
     def evaluation(self) -> Work:
         """Return the tail."""
