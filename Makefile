@@ -24,8 +24,7 @@ DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-b
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
-.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory \
-	bench-memory-speed base-test profiles wheel clean
+.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed base-test profiles wheel clean
 
 help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
@@ -94,6 +93,7 @@ bench-report: $(SETUP)
 	$(RUN) benchmarks/report_speed.py
 
 # The peers' packages, which nothing else needs; without them their columns would be empty.
+bench-memory: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 bench-memory: $(SETUP)
 	[ -z '$(SETUP)' ] || $(RUN) -m pip install --quiet -e '.[train,dev,bench]'
 	$(RUN) benchmarks/memory/report.py $(MEASURE)

@@ -36,6 +36,8 @@ class _Model:
     largest: int
     vocab: int
     hidden: int
+    linears: frozenset[str]
+    """Names of the linear modules: what an adapter can target."""
 
 
 @cache
@@ -71,6 +73,11 @@ def _model(config_json: str) -> _Model:
         largest=max(p.numel() for p in model.parameters()),
         vocab=embedding.shape[0],
         hidden=embedding.shape[1],
+        linears=frozenset(
+            name.split(".")[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        ),
     )
 
 
@@ -112,6 +119,12 @@ class _Traced:
 
     name: str
     hf_config: dict[str, Any]
+    linears: frozenset[str]
+
+
+def _traced(config_json: str) -> Any:
+    config = json.loads(config_json)
+    return _Traced("a published run's model", config, _model(config_json).linears)
 
 
 def trace_all(rows: Iterable[Row]) -> None:
@@ -121,7 +134,7 @@ def trace_all(rows: Iterable[Row]) -> None:
         config = json.dumps(published.config_of(row), sort_keys=True)
         wanted[config].add(published.trace_key(row))
     for config, keys in wanted.items():
-        model: Any = _Traced("a published run's model", json.loads(config))
+        model = _traced(config)
         try:
             activation_profiles(model, sorted(keys, key=repr))
         except AutotuneError as error:
@@ -130,8 +143,7 @@ def trace_all(rows: Iterable[Row]) -> None:
 
 @cache
 def _profile(config_json: str, key: TraceKey) -> ActivationProfile:
-    model: Any = _Traced("a published run's model", json.loads(config_json))
-    return activation_profile(model, key)
+    return activation_profile(_traced(config_json), key)
 
 
 def predict(row: Row) -> tuple[float, str, Run]:
