@@ -89,8 +89,8 @@ def test_what_rests_between_steps(strategy, kept):
     assert {k: v for k, v in found.items() if v} == {k: v * TOTAL for k, v in kept.items()}
 
 
-def test_one_process_has_no_buckets():
-    assert resting(make(DDP, ranks=1))["buckets"] == 0
+def test_one_process_in_a_group_is_wrapped_too():
+    assert resting(make(DDP, ranks=1))["buckets"] == 4 * TOTAL
 
 
 def test_an_optimizer_of_another_kind():
