@@ -78,26 +78,33 @@ class Fsdp2(EngineMemory):
         if self.sizes.tied and place.kind == "tail":
             return self.backward(place, place.unit_trainable, later=later)
         gathered = self._unsharded(place) + self._output(self._ahead(place))
-        gradients, work = self._leaving(place.finished, place.unit_trainable, later=later)
+        gradients, work = self._leaving(
+            place.finished, place.unit_trainable, of_layer=place.kind == "layer", later=later
+        )
         return Work(gradients, gathered - self.width * place.unit, work)
 
     def finish(self, *, later: bool) -> Work:
         """Return the reduction of the unit whose inputs need no gradient, after backward."""
         size = self.sizes
         unit = (size.embedding + (size.norm if size.tied else 0.0)) * size.all_train
-        gradients, work = self._leaving(size.trainable - unit, unit, later=later)
+        gradients, work = self._leaving(size.trainable - unit, unit, of_layer=False, later=later)
         return Work(gradients=gradients, temporaries=work)
 
-    def _leaving(self, finished: Bytes, unit: Bytes, *, later: bool) -> tuple[Bytes, Bytes]:
+    def _leaving(
+        self, finished: Bytes, unit: Bytes, *, of_layer: bool, later: bool
+    ) -> tuple[Bytes, Bytes]:
         """Return the other units' gradients, and a unit's own with what they turn into.
 
         They go when they are copied into the input of the reduction; its output, and gloo's copy,
-        come after. Whole gradients of earlier micro-steps have taken the last ones in by then.
+        come after. Only the last one stays, as a loop's variable in `foreach_reduce`: of a layer a
+        norm, else the matrix. Whole gradients of earlier micro-steps have taken the last ones in by
+        then.
         """
         unit, reduce = np.asarray(unit, float), self.setup.reduce_bytes
         own = (reduce if later else self.width) * unit
         copies = 1 + self.runs.on_cpu * self._several
-        reduced = np.maximum(own + reduce * unit, reduce * (unit * copies + self.shard(unit)))
+        moved = reduce * (unit * copies + self.shard(unit)) + own * (not of_layer)
+        reduced = np.maximum(own + reduce * unit, moved)
         others = self._gradients(finished, later=later) - reduce * unit * later
         return others, np.where(self._synchronises(later=later), reduced, reduce * unit)
 
