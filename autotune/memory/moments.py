@@ -62,9 +62,12 @@ class Walk:
     def _evaluation(self) -> Iterator[Moment]:
         """Yield the highest instant without autograd, and the engine's turns between units."""
         profile, engine = self.profile, self.engine
-        yield Moment("evaluation", self._highest(profile.evaluation), 0.0, engine.evaluation())
-        level = self._end(profile.embedding_forward)
-        for place in (self._layer(0), self._layer(len(profile.layers) - 1), self._tail()):
+        level, last = self._end(profile.embedding_forward), self._layer(len(profile.layers) - 1)
+        for instant in profile.evaluation.peaks:
+            in_loss = any(name in instant.operator for name in ("nll_loss", "log_softmax"))
+            work = engine.evaluation() if in_loss else engine.forward(last)
+            yield Moment("evaluation", self.features @ np.array(instant.bytes), 0.0, work)
+        for place in (self._layer(0), last, self._tail()):
             yield Moment("evaluation", level, 0.0, engine.enter(place))
             yield Moment("evaluation", level, 0.0, engine.forward(place))
 

@@ -108,6 +108,8 @@ class Spread:
     machine: float
     fixed: float
     """Of the multiple of `fixed_bytes` that is missing, for each library."""
+    machine_fixed: float
+    """Of what a machine adds to that multiple."""
     noise: float
     fixed_bytes: int
     degrees: float
@@ -320,20 +322,22 @@ class Residuals:
         def same(name: str) -> Array:
             return np.asarray(np.equal.outer(getattr(one, name), getattr(other, name)), float)
 
+        machine = same("here")
+        fixed = spread.fixed**2 + spread.machine_fixed**2 * machine
         return np.asarray(
             spread.shared**2
-            + same("library")
-            * (spread.library**2 + spread.fixed**2 * np.outer(one.fixed, other.fixed))
+            + same("library") * (spread.library**2 + fixed * np.outer(one.fixed, other.fixed))
             + same("group") * spread.group**2
             + same("model") * spread.model**2
-            + same("here") * spread.machine**2
+            + machine * spread.machine**2
         )
 
     def _own_variance(self, wanted: _Columns) -> Array:
         spread = self._spread
         effects = ("shared", "library", "group", "model", "machine")
         known = sum(float(getattr(spread, name)) ** 2 for name in effects)
-        return np.asarray(known + spread.fixed**2 * wanted.fixed**2)
+        fixed = spread.fixed**2 + spread.machine_fixed**2
+        return np.asarray(known + fixed * wanted.fixed**2)
 
 
 @cache

@@ -8,6 +8,7 @@ thread: what others release is found by what the kernel has unmapped at the next
 from __future__ import annotations
 
 import bisect
+import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch._C._profiler import _EventType
+from torch.distributed.tensor import DTensor
 
 _PREFIX = "autotune::"
 _COLLECTIVES = (
@@ -34,8 +36,21 @@ _mapped: list[list[tuple[int, int]]] = []
 """What was mapped at each mark, in order."""
 
 
-def mark(name: str) -> None:
-    """Set a mark: what follows belongs to `name`, until the next one."""
+_held: dict[str, set[int]] = {}
+"""Addresses that Python held at a mark, by its name."""
+
+
+def mark(name: str, *, python_holds_all: bool = False) -> None:
+    """Set a mark: what follows belongs to `name`, until the next one.
+
+    Args:
+        name: of the mark.
+        python_holds_all: no block is alive but those of tensors that Python knows.
+    """
+    if python_holds_all:
+        tensors = (t for t in gc.get_objects() if isinstance(t, torch.Tensor))
+        strided = (t for t in tensors if t.device.type == "cpu" and t.layout is torch.strided)
+        _held[name] = {t.untyped_storage().data_ptr() for t in map(_local, strided)}
     ranges = (line.split(" ", 1)[0].split("-") for line in Path("/proc/self/maps").open())
     _mapped.append([(int(first, 16), int(last, 16)) for first, last in ranges])
     with torch.profiler.record_function(_PREFIX + name):
@@ -75,6 +90,8 @@ def windows_of(roots: Iterable[Any]) -> list[Window]:
             of_collectives.clear()
         elif event.mark:
             total -= sum(live.pop(pointer) for pointer in _unmapped(live, next(mapped)))
+            held = _held.get(event.mark, live)
+            total -= sum(live.pop(pointer) for pointer in _large(live) if pointer not in held)
             windows.append(Window(name=name, start_bytes=start, peak_bytes=peak, end_bytes=total))
             name, start, peak = event.mark, total, total
         elif event.size > 0:
@@ -96,12 +113,19 @@ def _unmapped(live: dict[int, int], ranges: list[tuple[int, int]]) -> list[int]:
     """
     starts = [first for first, _ in ranges]
     found = []
-    for pointer, size in live.items():
-        if size > _MAPPED_BYTES:
-            place = bisect.bisect_right(starts, pointer) - 1
-            if place < 0 or pointer >= ranges[place][1]:
-                found.append(pointer)
+    for pointer in _large(live):
+        place = bisect.bisect_right(starts, pointer) - 1
+        if place < 0 or pointer >= ranges[place][1]:
+            found.append(pointer)
     return found
+
+
+def _large(live: dict[int, int]) -> list[int]:
+    return [pointer for pointer, size in live.items() if size > _MAPPED_BYTES]
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
 class _Event(NamedTuple):

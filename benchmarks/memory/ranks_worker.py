@@ -26,6 +26,7 @@ import torch
 from ranks_timeline import mark, record, settle_collectives
 from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel as Ddp
 
 from autotune.runner import session as session_module
 from autotune.runner import trainer as trainer_module
@@ -51,10 +52,11 @@ class Phases:
         self.step, self.micro, self.now = 1, 0, ""
         self._backward = False
 
-    def enter(self, phase: str) -> None:
+    def enter(self, phase: str, *, python_holds_all: bool = False) -> None:
+        """Begin a phase, unless it is under way."""
         if phase != self.now:
             self.now = phase
-            mark(f"{self.step}.{self.micro}.{phase}")
+            mark(f"{self.step}.{self.micro}.{phase}", python_holds_all=python_holds_all)
 
     def in_backward(self, phase: str) -> None:
         """A layer's backward begins with whatever of it is seen first."""
@@ -201,9 +203,10 @@ class _StepMarks(trainer_module.TrainerCallback):
     def __init__(self, phases: Phases, found: dict[str, Any]) -> None:
         self._phases, self._found = phases, found
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
         """What the engine's preparation allocated stands before this."""
-        self._phases.enter("prepared")
+        # DDP's reducer holds its buckets in C++.
+        self._phases.enter("prepared", python_holds_all=not isinstance(model, Ddp))
 
     def on_pre_optimizer_step(self, *args: Any, model: Any, optimizer: Any, **kwargs: Any) -> None:
         """Note sizes while gradients exist (not reached by DeepSpeed, which steps in backward)."""

@@ -89,8 +89,8 @@ def test_what_rests_between_steps(strategy, kept):
     assert {k: v for k, v in found.items() if v} == {k: v * TOTAL for k, v in kept.items()}
 
 
-def test_one_process_has_no_buckets():
-    assert resting(make(DDP, ranks=1))["buckets"] == 0
+def test_one_process_in_a_group_is_wrapped_too():
+    assert resting(make(DDP, ranks=1))["buckets"] == 4 * TOTAL
 
 
 def test_an_optimizer_of_another_kind():
@@ -235,7 +235,7 @@ def test_a_tied_embedding_is_gathered_from_start_to_end():
     # Its gradient waits for the end, and nothing is fetched ahead of the first layer.
     assert engine.backward(layer(0, tied=True), 0, later=False).gathered == 2 * tail + 2 * LAYER
     end = engine.finish(later=False)
-    assert end.temporaries == 4 * tail * (1 + 1 / RANKS)
+    assert end.temporaries == 2 * tail + 4 * tail * (1 + 1 / RANKS)
 
 
 def test_gloo_copies_what_it_moves():

@@ -27,8 +27,8 @@ LIMIT = 480 * MIB
 
 
 SPREAD = Spread(
-    shared=0.1, library=0.05, group=0.05, model=0.05, machine=0.05, fixed=0.0, noise=0.05,
-    fixed_bytes=0, degrees=4,
+    shared=0.1, library=0.05, group=0.05, model=0.05, machine=0.05, fixed=0.0,
+    machine_fixed=0.0, noise=0.05, fixed_bytes=0, degrees=4,
 )  # fmt: skip
 
 

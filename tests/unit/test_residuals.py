@@ -17,8 +17,8 @@ from autotune.plan import Engine, Plan, Recompute
 from autotune.units import GIB
 
 SPREAD = Spread(
-    shared=0.04, library=0.03, group=0.02, model=0.03, machine=0.02, fixed=1.0, noise=0.02,
-    fixed_bytes=64 * 2**20, degrees=6,
+    shared=0.04, library=0.03, group=0.02, model=0.03, machine=0.02, fixed=1.0,
+    machine_fixed=0.0, noise=0.02, fixed_bytes=64 * 2**20, degrees=6,
 )  # fmt: skip
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 PLAN = Plan(strategy="zero2", engine=Engine.DEEPSPEED, zero_stage=2)
@@ -97,6 +97,24 @@ def test_a_fixed_number_of_bytes_weighs_less_on_a_large_run():
     for size in (3 * 2**27, 2**32):
         found = predict(rows, size=size)
         assert found.bias == pytest.approx(math.log1p(missing / size), abs=0.03)
+
+
+def test_a_library_may_need_other_fixed_bytes_on_this_machine():
+    """Two engines of another machine, of which one is measured here as well."""
+    spread = replace(SPREAD, machine_fixed=0.5)
+    sizes = [2**26, 2**27, 2**28]
+
+    def small(engine, mebibytes, here):
+        ratios = [(size, math.log1p(mebibytes * 2**20 / size)) for size in sizes]
+        return [row(ratio, engine=engine, size=size, here=here) for size, ratio in ratios]
+
+    elsewhere = [*small("zero2", 70, False), *small("fsdp2", 40, False)]
+    found = predict([*elsewhere, *small("fsdp2", 20, True)], size=2**26, spread=spread)
+    low, high = found.interval
+    assert low < 1 + 40 / 64 and 1 + 70 / 64 < high, "what another library needs here is open"
+    measured = predict([*elsewhere, *small("zero2", 40, True)], size=2**26, spread=spread)
+    assert measured.bias == pytest.approx(math.log1p(40 / 64), abs=0.1)
+    assert measured.scale < 0.5 * found.scale
 
 
 def test_an_outlier_does_not_carry_the_estimate():

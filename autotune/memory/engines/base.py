@@ -183,3 +183,10 @@ class EngineMemory(ABC):
     def shard(self, elements: Bytes) -> Bytes:
         """Return a rank's part of elements."""
         return elements / self.runs.shards
+
+
+def single_parameter(sizes: Sizes, kind: str) -> float:
+    """Return the largest trained parameter of a unit of a kind."""
+    if kind == "layer":
+        return sizes.largest_layer_parameter
+    return (sizes.head if kind == "tail" else sizes.embedding) * sizes.all_train

@@ -11,8 +11,8 @@ class Ddp(EngineMemory):
     """Whole states; the reducer's buckets are as large as the gradients.
 
     With ``gradient_as_bucket_view=False``, PyTorch's default, a gradient is copied into its bucket
-    and stays where it was. One process is not wrapped and has none. Casts to bf16 are autocast's,
-    so the model's own tensors.
+    and stays where it was. accelerate wraps a single process, too, once it has a process group, as
+    every run here has. Casts to bf16 are autocast's, so the model's own tensors.
     """
 
     def resting(self) -> dict[str, Bytes]:
@@ -21,7 +21,7 @@ class Ddp(EngineMemory):
         return {
             "parameters": self.setup.parameter_bytes * size.total,
             "optimizer": self.optimizer_bytes(size.trainable),
-            "buckets": self._gradients(size.trainable) * (self.runs.world > 1),
+            "buckets": self._gradients(size.trainable),
         }
 
     def held(self) -> Bytes:

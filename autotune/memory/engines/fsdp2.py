@@ -75,27 +75,38 @@ class Fsdp2(EngineMemory):
 
     def leave(self, place: Place, *, later: bool) -> Work:
         """Return a reduction's input and output beside the gradients it copies."""
-        whole = self.backward(place, place.unit_trainable, later=later)
         if self.sizes.tied and place.kind == "tail":
-            return whole
-        unit = np.asarray(place.unit_trainable, float)
-        work = np.where(
-            self._synchronises(later=later), self._reduction(unit), self._cast(unit, later=later)
+            return self.backward(place, place.unit_trainable, later=later)
+        gathered = self._unsharded(place) + self._output(self._ahead(place))
+        gradients, work = self._leaving(
+            place.finished, place.unit_trainable, of_layer=place.kind == "layer", later=later
         )
-        # Whole gradients of earlier micro-steps have taken the last ones in by then.
-        gradients = whole.gradients - self.width * unit * later
-        return Work(gradients, whole.gathered - self.width * place.unit, work)
+        return Work(gradients, gathered - self.width * place.unit, work)
 
     def finish(self, *, later: bool) -> Work:
         """Return the reduction of the unit whose inputs need no gradient, after backward."""
         size = self.sizes
         unit = (size.embedding + (size.norm if size.tied else 0.0)) * size.all_train
-        work = np.where(
-            self._synchronises(later=later), self._reduction(unit), self._cast(unit, later=later)
-        )
-        gradients = self._gradients(size.trainable - unit, later=later)
-        gradients = gradients + self.width * unit * (not later)
+        gradients, work = self._leaving(size.trainable - unit, unit, of_layer=False, later=later)
         return Work(gradients=gradients, temporaries=work)
+
+    def _leaving(
+        self, finished: Bytes, unit: Bytes, *, of_layer: bool, later: bool
+    ) -> tuple[Bytes, Bytes]:
+        """Return the other units' gradients, and a unit's own with what they turn into.
+
+        They go when they are copied into the input of the reduction; its output, and gloo's copy,
+        come after. Only the last one stays, as a loop's variable in `foreach_reduce`: of a layer a
+        norm, else the matrix. Whole gradients of earlier micro-steps have taken the last ones in by
+        then.
+        """
+        unit, reduce = np.asarray(unit, float), self.setup.reduce_bytes
+        own = (reduce if later else self.width) * unit
+        copies = 1 + self.runs.on_cpu * self._several
+        moved = reduce * (unit * copies + self.shard(unit)) + own * (not of_layer)
+        reduced = np.maximum(own + reduce * unit, moved)
+        others = self._gradients(finished, later=later) - reduce * unit * later
+        return others, np.where(self._synchronises(later=later), reduced, reduce * unit)
 
     def step(self) -> Work:
         """Return the sharded gradients and the update."""
@@ -169,12 +180,3 @@ class Fsdp2(EngineMemory):
         """Return the input of the reduction before, let go when the next one begins."""
         size = self.setup.reduce_bytes * np.asarray(place.after_trainable, float)
         return np.where(self._synchronises(later=later), size, 0.0)
-
-    def _reduction(self, unit: Bytes) -> Bytes:
-        """Return a reduction's input and output, and gloo's copy of the input."""
-        copies = 1 + self.runs.on_cpu * self._several
-        return self.setup.reduce_bytes * (unit * copies + self.shard(unit))
-
-    def _cast(self, unit: Bytes, *, later: bool) -> Bytes:
-        """Return what gradients grow by when they are cast to the reduce type, not reduced."""
-        return 0.0 if later else (self.setup.reduce_bytes - self.width) * unit

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.memory.engines.base import FP32, Array, Bytes, EngineMemory, Place, Work
+from autotune.memory.engines.base import (
+    FP32,
+    Array,
+    Bytes,
+    EngineMemory,
+    Place,
+    Work,
+    single_parameter,
+)
 
 _REDUCED_AT_ONCE = 5e8
 """``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``, elements ZeRO-1 reduces together."""
@@ -97,7 +105,7 @@ class Zero2(EngineMemory):
         gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
         # A bucket is reduced when a gradient arrives.
         arrives = (np.asarray(inside, float) > 0) | (place.kind == "embedding")
-        reducing = np.where(arrives, self._reduced(), 0.0)
+        reducing = np.where(arrives, self._reduced(place.kind), 0.0)
         return Work(
             gradients=gradients, temporaries=np.where(some, self._buckets() + reducing, 0.0)
         )
@@ -106,9 +114,8 @@ class Zero2(EngineMemory):
         """Return the partition, large gradients and the last reduction."""
         size = self.sizes
         embedding = size.embedding * size.all_train
-        alone = np.where(embedding > self.runs.bucket, FP32 * embedding, 0.0)
         gradients = self.held() + self._kept(size.trainable) + self.width * embedding
-        work = self._buckets() + np.maximum(self._reduced(), alone)
+        work = self._buckets() + self._reduced("embedding")
         return Work(gradients=gradients, temporaries=work)
 
     def step(self) -> Work:
@@ -144,13 +151,12 @@ class Zero2(EngineMemory):
         layers = np.clip(np.minimum(done, self._part) - head, 0.0, None)
         return self.width * (head + layers * size.share_above(bucket))
 
-    def _reduced(self) -> Bytes:
-        """Return what one reduction copies, the gradient that fills the bucket among it."""
-        size, bucket = self.sizes, self.runs.bucket
-        largest = size.largest_layer_parameter
-        alone = np.where(largest > bucket, FP32 * largest, 0.0)
-        filled = np.minimum(bucket, size.trainable)
-        return np.maximum(alone, (self.width + FP32) * filled)
+    def _reduced(self, kind: str) -> Bytes:
+        """Return what a reduction in a unit of a kind copies."""
+        alone = single_parameter(self.sizes, kind)
+        cast = np.where(alone > self.runs.bucket, FP32 * alone, 0.0)
+        filled = np.minimum(self.runs.bucket, self.sizes.trainable) * (kind != "tail")
+        return np.maximum(cast, (self.width + FP32) * filled)
 
 
 def _gather_copy(engine: EngineMemory) -> Bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.memory.engines.base import FP32, Bytes, EngineMemory, Place, Work
+from autotune.memory.engines.base import FP32, Bytes, EngineMemory, Place, Work, single_parameter
 
 _REUSE_ELEMENTS = 1e9
 """``stage3_max_reuse_distance``, as `autotune.emit.deepspeed` writes it."""
@@ -68,13 +68,13 @@ class Zero3(EngineMemory):
         ahead = np.minimum(self.runs.bucket, place.below)
         gathered = self._copied * np.maximum(kept, self._module(place) + ahead)
         some = (np.asarray(inside, float) > 0) | (place.kind == "embedding")
-        return Work(gathered=gathered, temporaries=np.where(some, self._reduced(), 0.0))
+        return Work(gathered=gathered, temporaries=np.where(some, self._reduced(place.kind), 0.0))
 
     def finish(self, *, later: bool) -> Work:
         """Return the embedding, its gradient and that one's reduction."""
         size = self.sizes
         embedding = size.embedding * size.all_train
-        reduced = np.maximum(self._reduced(), self._alone(embedding))
+        reduced = self._reduced("embedding")
         return Work(self.width * embedding, self._copied * embedding, reduced)
 
     def step(self) -> Work:
@@ -125,13 +125,11 @@ class Zero3(EngineMemory):
             1 + self.runs.on_cpu
         )
 
-    def _reduced(self) -> Bytes:
-        """Return what one reduction copies: gradients cast to fp32, interleaved by rank."""
-        filled = FP32 * np.minimum(self.runs.bucket, self.sizes.trainable)
-        copies = 1 + self.runs.on_cpu  # gloo reduces a copy
-        return np.maximum(self._alone(self.sizes.largest_layer_parameter), filled * copies)
-
-    def _alone(self, elements: Bytes) -> Bytes:
-        """Return the cast of a gradient that no bucket holds."""
-        cast = FP32 * elements * (1 + self.runs.on_cpu)
-        return np.where(elements > self.runs.bucket, cast, 0.0)
+    def _reduced(self, kind: str) -> Bytes:
+        """Return what a reduction in a unit of a kind copies: gradients in fp32, by rank."""
+        alone = single_parameter(self.sizes, kind)
+        cast = np.where(alone > self.runs.bucket, alone, 0.0)
+        filled = np.minimum(self.runs.bucket, self.sizes.trainable) * (kind != "tail")
+        # gloo reduces a copy
+        copies = 1 + self.runs.on_cpu * (self.runs.shards > 1)
+        return FP32 * np.maximum(cast, filled) * copies
