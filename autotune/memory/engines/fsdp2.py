@@ -106,6 +106,8 @@ class Fsdp2(EngineMemory):
         moved = reduce * (unit * copies + self.shard(unit)) + own * (not of_layer)
         reduced = np.maximum(own + reduce * unit, moved)
         others = self._gradients(finished, later=later) - reduce * unit * later
+        if later:
+            reduced = np.maximum(reduced, self._not_last(others) + self.width * unit)
         return others, np.where(self._synchronises(later=later), reduced, reduce * unit)
 
     def step(self) -> Work:
@@ -179,4 +181,10 @@ class Fsdp2(EngineMemory):
     def _reduced_before(self, place: Place, *, later: bool) -> Bytes:
         """Return the input of the reduction before, let go when the next one begins."""
         size = self.setup.reduce_bytes * np.asarray(place.after_trainable, float)
+        if later:
+            size = np.maximum(size, self._not_last(self._gradients(place.finished, later=True)))
         return np.where(self._synchronises(later=later), size, 0.0)
+
+    def _not_last(self, gradients: Bytes) -> Bytes:
+        """Return what a micro-step between the first and the last holds more: all gradients."""
+        return np.where(self.runs.steps > 2, self.held() - gradients, 0.0)
