@@ -24,7 +24,7 @@ DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-b
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
-.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report base-test wheel clean
+.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed base-test profiles wheel clean
 
 help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
@@ -36,6 +36,10 @@ help:
 	@echo 'make bench-cli       how fast the command line answers'
 	@echo 'make bench-overhead  what the runner adds to a bare training loop'
 	@echo 'make bench-report    how fast the report of 5,000 trials opens'
+	@echo 'make bench-memory    how close the memory estimate is, and the peers; MEASURE=--measure'
+	@echo '                     runs the CPU ranks again first'
+	@echo 'make bench-memory-speed  how fast memory is estimated'
+	@echo 'make profiles        trace the catalogue again: the profiles in autotune/memory/shipped'
 	@echo 'make wheel           the wheel, in dist/'
 	@echo 'make venv, clean     the environment alone; remove environments and build outputs'
 
@@ -76,6 +80,9 @@ gpu: $(SETUP)
 	$(RUN) benchmarks/gpu_grid.py
 	$(RUN) benchmarks/memory/gpu.py
 
+profiles: $(SETUP)
+	$(RUN) benchmarks/memory/ship_profiles.py
+
 bench-cli: $(SETUP)
 	$(RUN) benchmarks/cli_speed.py
 
@@ -84,6 +91,15 @@ bench-overhead: $(SETUP)
 
 bench-report: $(SETUP)
 	$(RUN) benchmarks/report_speed.py
+
+# The peers' packages, which nothing else needs; without them their columns would be empty.
+bench-memory: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+bench-memory: $(SETUP)
+	[ -z '$(SETUP)' ] || $(RUN) -m pip install --quiet -e '.[train,dev,bench]'
+	$(RUN) benchmarks/memory/report.py $(MEASURE)
+
+bench-memory-speed: $(SETUP)
+	$(RUN) benchmarks/memory/speed.py
 
 wheel: $(SETUP)
 	rm -rf dist

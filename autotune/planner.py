@@ -366,7 +366,10 @@ def nothing_fits(model: ModelSpec, hardware: HardwareSpec, candidates: Sequence[
             f"needs {format_bytes(need)} of {format_bytes(have)} on each device, "
             f"{format_bytes(need - have)} too much"
         )
-    host, host_have = closest.peak.host_bytes * hardware.gpus_per_node, hardware.host_memory_bytes
+    host, host_have = (
+        closest.peak.node_host_bytes(hardware.gpus_per_node),
+        hardware.host_memory_bytes,
+    )
     if host > host_have:
         misses.append(
             f"needs {format_bytes(host)} of {format_bytes(host_have)} host memory for a node's "

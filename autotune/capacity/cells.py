@@ -90,9 +90,9 @@ class Cell:
         """What the closest configuration lacks, on a device or on a host."""
         if self.fit is not Fit.OOM or self.best is None or self.hardware is None:
             return None
-        memory, hardware = self.best.memory, self.hardware
-        device = memory.total_bytes - hardware.gpu.memory_bytes
-        host = memory.host_bytes * hardware.gpus_per_node - hardware.host_memory_bytes
+        peak, hardware = self.best.peak, self.hardware
+        device = peak.expected_bytes - hardware.gpu.memory_bytes
+        host = peak.node_host_bytes(hardware.gpus_per_node) - hardware.host_memory_bytes
         return max(device, host)
 
     @property

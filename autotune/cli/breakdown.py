@@ -53,13 +53,20 @@ def verdict_lines(estimate: Estimate, hardware: HardwareSpec) -> list[str]:
         f"{format_bytes(memory.expected_bytes)} of {format_bytes(hardware.gpu.memory_bytes)}, "
         f"with 90% between {format_bytes(low)} and {format_bytes(high)}.",
     ]
-    if memory.host_bytes:
-        need, have = memory.host_bytes * hardware.gpus_per_node, hardware.host_memory_bytes
+    need, have = memory.peak.node_host_bytes(hardware.gpus_per_node), hardware.host_memory_bytes
+    if need:
+        parts = []
+        if memory.host_bytes:
+            parts.append(f"{format_bytes(memory.host_bytes)} a rank")
+        if memory.gather_host_bytes:
+            parts.append(f"{format_bytes(memory.gather_host_bytes)} to save the weights")
         lines.append(
-            f"A node's host needs {format_bytes(need)} of {format_bytes(have)}, "
-            f"{format_bytes(memory.host_bytes)} a rank."
+            f"The host of the first node needs {format_bytes(need)} of {format_bytes(have)}: "
+            f"{' and '.join(parts)}."
         )
-    return [*lines, error_words(memory)]
+    traced = memory.activations_from == "traced"
+    source = "traced from the model's code" if traced else f"from the {memory.activations_from}"
+    return [*lines, f"{error_words(memory)} Activations are {source}."]
 
 
 def components_table(memory: MemoryEstimate) -> Table:
@@ -102,7 +109,7 @@ def advice_table(advice: Sequence[Advice], *, wide: bool) -> Table:
         table.add_column("host, a rank", justify="right", no_wrap=True)
     for each in advice:
         row = [
-            each.change,
+            each.change.text,
             format_bytes(each.freed_bytes),
             format_bytes(each.memory.expected_bytes),
             f"[{VERDICT_STYLES[each.verdict]}]{each.fit_probability:.0%}[/]",

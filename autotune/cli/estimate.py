@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the estimate; 2 when the configuration breaks a rule."""
     from autotune.config import load_config
-    from autotune.memory.advice import advise
+    from autotune.memory.advice import advise, legal_changes, profiles_needed
     from autotune.memory.knowledge import residuals_for
+    from autotune.memory.profiles import activation_profiles
     from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
 
@@ -54,13 +55,15 @@ def run(args: argparse.Namespace) -> int:
     )
     use_knowledge(args)
     residuals = residuals_for(hardware)
-    model, workload = config.model, config.workload_on(args.gpus)
-    estimate = estimate_plan(model, workload, config.plan(args.gpus), hardware, residuals)
+    model, workload, plan = config.model, config.workload_on(args.gpus), config.plan(args.gpus)
+    changes = legal_changes(model, workload, plan, hardware)
+    activation_profiles(model, profiles_needed(model, workload, plan, changes, hardware))
+    estimate = estimate_plan(model, workload, plan, hardware, residuals)
 
     def memory_of(workload: Workload, plan: Plan) -> MemoryEstimate:
         return predict_memory(model, workload, plan, hardware, residuals)
 
-    advice = advise(model, workload, estimate.plan, hardware, memory_of)
+    advice = advise(estimate.memory, changes, hardware, memory_of)
     if args.json:
         document = estimate.to_dict(model) | {"advice": [each.to_dict() for each in advice]}
         sys.stdout.write(json.dumps(document, indent=1) + "\n")

@@ -60,7 +60,8 @@ def error_words(memory: MemoryEstimate) -> str:
 
 def candidates_table(estimates: Sequence[Estimate], hardware: HardwareSpec, *, wide: bool) -> Table:
     """Return one row a plan, best first; the narrow form keeps the answer and the fit."""
-    capacity = f"{hardware.gpu.memory_bytes / GIB:.1f}"
+    digits = 1 if hardware.gpu.memory_bytes >= 10 * GIB else 2
+    capacity = f"{hardware.gpu.memory_bytes / GIB:.{digits}f}"
     table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
     table.add_column("#", justify="right")
     table.add_column("configuration", overflow="fold", ratio=1 if not wide else None)
@@ -86,7 +87,7 @@ def candidates_table(estimates: Sequence[Estimate], hardware: HardwareSpec, *, w
             row += [
                 format_duration(time.step_s),
                 f"{time.mfu:.0%}",
-                f"{low / GIB:.1f} to {high / GIB:.1f}",
+                f"{low / GIB:.{digits}f} to {high / GIB:.{digits}f}",
                 memory.peak_instant,
             ]
         table.add_row(*row)
@@ -105,6 +106,9 @@ def components_table(estimates: Sequence[Estimate]) -> Table:
         if any(values):
             table.add_row(name.replace("_", " "), *(f"{value / GIB:.2f}" for value in values))
     table.add_row("total", *(f"{e.memory.total_bytes / GIB:.2f}" for e in estimates), style="bold")
+    if any(e.peak.expected_bytes != e.peak.total_bytes for e in estimates):
+        expected = (f"{e.peak.expected_bytes / GIB:.2f}" for e in estimates)
+        table.add_row("as runs measured", *expected, style="bold")
     if any(e.memory.host_bytes for e in estimates):
         hosts = (f"{e.memory.host_bytes / GIB:.2f}" for e in estimates)
         table.add_row("host memory a rank", *hosts)

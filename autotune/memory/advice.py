@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from autotune.memory.estimate import MemoryEstimate
+from autotune.memory.setup import TraceKey, setup_of
 from autotune.memory.verdict import Verdict, fit_probability, verdict
 from autotune.plan import Engine, Plan, Recompute
 from autotune.rules import check_plan, check_strategy
@@ -18,13 +19,20 @@ from autotune.spec.workload import Lora, Workload
 Estimator = Callable[[Workload, Plan], MemoryEstimate]
 
 
+class Change(NamedTuple):
+    """A plan that differs in one thing."""
+
+    text: str
+    workload: Workload
+    """Another one with LoRA alone."""
+    plan: Plan
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Advice:
     """One change and what it brings."""
 
-    change: str
-    workload: Workload
-    plan: Plan
+    change: Change
     memory: MemoryEstimate
     freed_bytes: int
     """On each device, between the expected peaks."""
@@ -34,60 +42,77 @@ class Advice:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
-            "change": self.change,
+            "change": self.change.text,
             "freed_bytes": self.freed_bytes,
             "expected_bytes": self.memory.expected_bytes,
             "host_bytes": self.memory.host_bytes,
             "fit_probability": self.fit_probability,
             "verdict": str(self.verdict),
-            "plan": self.plan.to_dict(),
+            "plan": self.change.plan.to_dict(),
         }
 
 
-def advise(
-    model: ModelSpec,
-    workload: Workload,
-    plan: Plan,
-    hardware: HardwareSpec,
-    estimate: Estimator,
-) -> list[Advice]:
-    """Return the legal single changes that lower the expected peak, the largest gain first.
+def legal_changes(
+    model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec
+) -> list[Change]:
+    """Return the single changes to a plan that may free memory and that break no rule.
 
-    The global batch stays what it is. Speed is not weighed: most of these cost some.
-
-    Args:
-        model: The model.
-        workload: What is trained; LoRA alone changes it.
-        plan: The configuration to change.
-        hardware: Where it runs.
-        estimate: Predicts memory, as it did for `plan`.
+    The global batch stays what it is.
     """
-    now = estimate(workload, plan).expected_bytes
     strategies = load_strategies()
     found = []
-    for change, other_workload, other_plan in _neighbours(model, workload, plan):
+    for text, other_workload, other_plan in _neighbours(model, workload, plan):
         named, strategy = _named(other_plan, strategies)
         broken = check_plan(named, model, other_workload, hardware)
         if strategy is not None:
             broken += check_strategy(strategy, other_workload, named.cp)
-        if broken:
-            continue
-        memory = estimate(other_workload, named)
-        if memory.expected_bytes >= now:
+        if not broken:
+            found.append(Change(text, other_workload, named))
+    return found
+
+
+def advise(
+    now: MemoryEstimate, changes: Sequence[Change], hardware: HardwareSpec, estimate: Estimator
+) -> list[Advice]:
+    """Return the changes that lower the expected peak, the largest gain first.
+
+    Speed is not weighed: most of them cost some.
+
+    Args:
+        now: Of the plan that would be changed.
+        changes: Of `legal_changes`.
+        hardware: Where it runs.
+        estimate: Predicts memory, as it did for the plan.
+    """
+    found = []
+    for change in changes:
+        memory = estimate(change.workload, change.plan)
+        freed = now.expected_bytes - memory.expected_bytes
+        if freed <= 0:
             continue
         chance = fit_probability(memory, hardware)
         found.append(
             Advice(
                 change=change,
-                workload=other_workload,
-                plan=named,
                 memory=memory,
-                freed_bytes=now - memory.expected_bytes,
+                freed_bytes=freed,
                 fit_probability=chance,
                 verdict=verdict(chance),
             )
         )
-    return sorted(found, key=lambda advice: (-advice.freed_bytes, advice.change))
+    return sorted(found, key=lambda advice: (-advice.freed_bytes, advice.change.text))
+
+
+def profiles_needed(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    changes: Sequence[Change],
+    hardware: HardwareSpec,
+) -> list[TraceKey]:
+    """Return the profiles that a plan's estimate and its advice read, to trace them together."""
+    cases = [(workload, plan), *((change.workload, change.plan) for change in changes)]
+    return list(dict.fromkeys(setup_of(model, w, p, hardware).key for w, p in cases))
 
 
 def _neighbours(

@@ -47,8 +47,10 @@ class MemoryEstimate:
     trial saves nothing."""
     gather_host_bytes: int
     """Then in host memory, on the first rank alone."""
+    activations_from: str
+    """Where the model's own tensors are from: ``traced`` or ``closed form``."""
     residual: Residual
-    """Of log(real / predicted), of `measurable_bytes`."""
+    """Of log(real / predicted), of `Peak.measurable_bytes`."""
 
     @property
     def total_bytes(self) -> int:
@@ -62,6 +64,7 @@ class MemoryEstimate:
             total_bytes=self.total_bytes,
             framework_bytes=self.components["framework"],
             host_bytes=self.host_bytes,
+            gather_host_bytes=self.gather_host_bytes,
             residual=self.residual,
         )
 
@@ -91,6 +94,7 @@ class MemoryEstimate:
             "components": dict(self.components),
             "peak_instant": self.peak_instant,
             "instants": dict(self.instants),
+            "activations_from": self.activations_from,
             "host_bytes": self.host_bytes,
             "checkpoint_gather_bytes": self.gather_bytes,
             "checkpoint_gather_host_bytes": self.gather_host_bytes,
@@ -146,6 +150,7 @@ def estimate_memory(
         host_bytes=0 if on_cpu else plain(walk.engine.host(), 0),
         gather_bytes=sum(resting.values()) + plain(device, 0) + plain(host, 0) * on_cpu,
         gather_host_bytes=0 if on_cpu else plain(host, 0),
+        activations_from=profile.source,
         residual=Residuals.known(ruler_of(on_cpu=on_cpu)).predict(plan, "", measurable),
     )
 

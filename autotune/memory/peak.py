@@ -18,6 +18,8 @@ class Peak:
     """What a process takes outside the allocator."""
     host_bytes: int
     """Of one rank, in host memory."""
+    gather_host_bytes: int
+    """On the first rank's host while the weights are gathered to be saved."""
     residual: Residual
     """Of log(real / predicted), of `measurable_bytes`."""
 
@@ -36,6 +38,10 @@ class Peak:
         """90% interval of what a run takes."""
         low, high = self.residual.interval
         return self._at(low), self._at(high)
+
+    def node_host_bytes(self, gpus_per_node: int) -> int:
+        """Return what the first node's host needs: its ranks' parts and the gathered weights."""
+        return self.host_bytes * gpus_per_node + self.gather_host_bytes
 
     def _at(self, ratio: float) -> int:
         return self.framework_bytes + int(self.measurable_bytes * ratio)

@@ -10,6 +10,10 @@ from autotune.memory.profile import FEATURES, Array, Polynomial, features
 _TOLERANCE = 1e-3
 
 
+class UnlikeError(ValueError):
+    """The sizes do not lie on one polynomial."""
+
+
 def points(
     seq_len: int, step: int, batches: tuple[int, ...], *, squares: bool
 ) -> list[tuple[int, int]]:
@@ -38,7 +42,7 @@ def fit(sizes: list[tuple[int, int]], values: Array, cp: int) -> Array:
         ``[instants, len(FEATURES)]``.
 
     Raises:
-        ValueError: the last size does not lie on the polynomials.
+        UnlikeError: the last size does not lie on the polynomials.
     """
     batch, local = np.array(sizes, float).T
     matrix = features(batch, local * cp, np.full_like(batch, cp))
@@ -51,7 +55,7 @@ def fit(sizes: list[tuple[int, int]], values: Array, cp: int) -> Array:
     error = np.abs(matrix[-1] @ found - values[-1])
     allowed = _TOLERANCE * max(1.0, float(np.abs(values[-1]).max()))
     if float(error.max(initial=0.0)) > allowed:
-        raise ValueError(
+        raise UnlikeError(
             f"bytes are no polynomial of batch and sequence: off by {error.max():.0f} of "
             f"{np.abs(values[-1]).max():.0f}"
         )

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -64,14 +65,24 @@ def activation_profiles(
         AutotuneError: transformers cannot build the model, or, without the training stack, the
             closed form does not know it.
     """
-    keys = list(dict.fromkeys(keys))
+    asked = {key: _with_own_targets(model, key) for key in keys}
     digest = config_digest(model.hf_config)
     for look in (_from_shipped, _from_cache, _from_trace, _from_closed_form):
-        missing = [key for key in keys if (digest, key_text(key)) not in _found]
+        missing = {
+            text: key for key in asked.values() if (digest, text := key_text(key)) not in _found
+        }
         if missing:
-            for key, profile in look(model, digest, missing).items():
+            for key, profile in look(model, digest, list(missing.values())).items():
                 _found[digest, key_text(key)] = profile
-    return {key: _found[digest, key_text(key)] for key in keys}
+    return {key: _found[digest, key_text(own)] for key, own in asked.items()}
+
+
+def _with_own_targets(model: ModelSpec, key: TraceKey) -> TraceKey:
+    """Leave out of an adapter the projections the model has not; PEFT passes over them as well."""
+    if key.adapter is None:
+        return key
+    own = tuple(name for name in key.adapter.target_modules if name in model.linears)
+    return replace(key, adapter=key.adapter.model_copy(update={"target_modules": own}))
 
 
 def config_digest(config: dict[str, Any]) -> str:

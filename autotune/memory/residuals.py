@@ -108,6 +108,8 @@ class Spread:
     machine: float
     fixed: float
     """Of the multiple of `fixed_bytes` that is missing, for each library."""
+    machine_fixed: float
+    """Of what a machine adds to that multiple."""
     noise: float
     fixed_bytes: int
     degrees: float
@@ -173,6 +175,7 @@ class Residuals:
         )
         y = np.array([row.log_ratio for row in rows], float)
         exceeded = np.array([row.exceeded for row in rows], bool)
+        self._measured, self._exceeded = y, exceeded
         self._fit(y, exceeded)
 
     @classmethod
@@ -253,6 +256,15 @@ class Residuals:
         bias, scale, degrees = (values[place] for values in found)
         return bias, scale, degrees
 
+    def log_likelihood(self) -> float:
+        """Return how likely the measured rows are under the stated spreads; for choosing these."""
+        rows = ~self._exceeded
+        shared = self._covariance(self._known, self._known)[np.ix_(rows, rows)]
+        covariance = shared + self._spread.noise**2 * np.eye(len(shared))
+        missed = self._measured[rows]
+        _, log_determinant = np.linalg.slogdet(covariance)
+        return float(-(missed @ np.linalg.solve(covariance, missed) + log_determinant) / 2)
+
     def _fit(self, y: Array, exceeded: NDArray[np.bool_]) -> None:
         stated = self._spread.noise**2
         noise, degrees = stated, _NOISE_DEGREES
@@ -310,20 +322,22 @@ class Residuals:
         def same(name: str) -> Array:
             return np.asarray(np.equal.outer(getattr(one, name), getattr(other, name)), float)
 
+        machine = same("here")
+        fixed = spread.fixed**2 + spread.machine_fixed**2 * machine
         return np.asarray(
             spread.shared**2
-            + same("library")
-            * (spread.library**2 + spread.fixed**2 * np.outer(one.fixed, other.fixed))
+            + same("library") * (spread.library**2 + fixed * np.outer(one.fixed, other.fixed))
             + same("group") * spread.group**2
             + same("model") * spread.model**2
-            + same("here") * spread.machine**2
+            + machine * spread.machine**2
         )
 
     def _own_variance(self, wanted: _Columns) -> Array:
         spread = self._spread
         effects = ("shared", "library", "group", "model", "machine")
         known = sum(float(getattr(spread, name)) ** 2 for name in effects)
-        return np.asarray(known + spread.fixed**2 * wanted.fixed**2)
+        fixed = spread.fixed**2 + spread.machine_fixed**2
+        return np.asarray(known + fixed * wanted.fixed**2)
 
 
 @cache
@@ -336,7 +350,7 @@ def _of_records(ruler: Ruler) -> Residuals:
 def _committed(ruler: Ruler) -> tuple[Spread, str, tuple[Row, ...]]:
     """Read what ships: benchmarks/memory/residuals.py writes it."""
     entry = json.loads(_FILE.read_text(encoding="utf-8"))[ruler]
-    names = [field.name for field in fields(Row)][:5]
+    names = [field.name for field in fields(Row)][:6]
     rows = tuple(
         Row(**dict(zip(names, values, strict=True)), here=False) for values in entry["rows"]
     )

@@ -49,6 +49,8 @@ class MemoryTable:
     """The part PyTorch's allocator sees."""
     host_bytes: Array
     """Of one rank, in host memory."""
+    gather_host_bytes: Array
+    """On the first rank's host while the weights are gathered to be saved."""
     peak_instants: tuple[str, ...]
     """Names that `peak_instant` counts in."""
     peak_instant: NDArray[np.int64]
@@ -75,7 +77,7 @@ def estimate_memory_table(
     """
     columns = plans if isinstance(plans, PlanColumns) else PlanColumns.of(plans)
     count = len(columns)
-    peak, host = np.zeros(count), np.zeros(count)
+    peak, host, gathered = np.zeros(count), np.zeros(count), np.zeros(count)
     instants: dict[str, int] = {}
     at = np.zeros(count, np.int64)
     groups = list(columns.groups())
@@ -90,7 +92,9 @@ def estimate_memory_table(
             highest, which = _highest(walk, instants)
             peak[rows] = resting_bytes(walk) + highest
             at[rows] = which
-            host[rows] = 0.0 if hardware.gpu.is_cpu else walk.engine.host()
+            if not hardware.gpu.is_cpu:
+                host[rows] = walk.engine.host()
+                gathered[rows] = walk.engine.gather()[1]
     if hardware.gpu.is_cpu:
         framework: Array = np.zeros(count)
         total = peak * (1 + CPU_ALLOCATOR_OVERHEAD)
@@ -103,6 +107,7 @@ def estimate_memory_table(
         framework_bytes=framework,
         allocator_bytes=peak,
         host_bytes=host,
+        gather_host_bytes=gathered,
         peak_instants=tuple(instants),
         peak_instant=at,
     )

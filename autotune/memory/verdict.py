@@ -31,7 +31,7 @@ class Verdict(StrEnum):
 
 
 def fit_probability(memory: Peak | MemoryEstimate, hardware: HardwareSpec) -> float:
-    """Return the chance that device and host memory both suffice.
+    """Return the chance that device and host memory both suffice, saving the weights included.
 
     What a trial measures varies by the estimate's residual; the CUDA context is taken as stated.
     The smaller of the two chances counts: what makes one too small makes the other so as well.
@@ -39,7 +39,7 @@ def fit_probability(memory: Peak | MemoryEstimate, hardware: HardwareSpec) -> fl
     peak = memory.peak if isinstance(memory, MemoryEstimate) else memory
     free = hardware.gpu.memory_bytes - peak.framework_bytes
     chance = peak.residual.chance_below(free / peak.measurable_bytes)
-    host = peak.host_bytes * hardware.gpus_per_node
+    host = peak.node_host_bytes(hardware.gpus_per_node)
     if host:
         chance = min(chance, HOST_RESIDUAL.chance_below(hardware.host_memory_bytes / host))
     return chance
@@ -77,6 +77,7 @@ class Judged:
             total_bytes=round(float(table.total_bytes[position])),
             framework_bytes=round(float(table.framework_bytes[position])),
             host_bytes=round(float(table.host_bytes[position])),
+            gather_host_bytes=round(float(table.gather_host_bytes[position])),
             residual=residual,
         )
 
@@ -93,7 +94,7 @@ def judge_table(
     )
     free = np.maximum(hardware.gpu.memory_bytes - table.framework_bytes, 1e-300)
     chance = student_cdf((np.log(free / measurable) - bias) / scale, degrees)
-    host = table.host_bytes * hardware.gpus_per_node
+    host = table.host_bytes * hardware.gpus_per_node + table.gather_host_bytes
     with np.errstate(divide="ignore"):
         room = np.log(hardware.host_memory_bytes / host)
     enough = student_cdf(room / HOST_RESIDUAL.scale, HOST_RESIDUAL.degrees)

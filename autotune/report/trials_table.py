@@ -24,6 +24,8 @@ COLUMNS = (
     Column(title="Reserved", kind="num"),
     Column(title="Allocated", kind="num"),
     Column(title="Predicted memory", kind="num"),
+    Column(title="90% interval", kind="num"),
+    Column(title="Chance to fit", kind="num"),
     Column(title="Launch", kind="num"),
 )
 REFUSED = "refused"
@@ -79,6 +81,11 @@ def _row(record: TrialRecord, answer: Answer, reasons: Reasons) -> Row:
             Cell(text=words.size(record.peak_reserved_bytes), sort=record.peak_reserved_bytes),
             Cell(text=words.size(record.peak_allocated_bytes), sort=record.peak_allocated_bytes),
             Cell(text=words.size(record.predicted_bytes), sort=record.predicted_bytes),
+            Cell(text=words.predicted_interval(record), sort=record.predicted_high_bytes),
+            Cell(
+                text=words.predicted_verdict(record),
+                sort=record.predicted_fit_probability,
+            ),
             Cell(text=str(record.launch), sort=record.launch),
         ),
         facets=(outcome, _strategy(record.plan)),

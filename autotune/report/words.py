@@ -100,6 +100,23 @@ def size(num_bytes: float | None) -> str:
     return NOT_MEASURED if num_bytes is None else format_bytes(num_bytes)
 
 
+def predicted_interval(record: TrialRecord) -> str:
+    """Return the 90% interval of memory that a trial was given before it ran."""
+    low, high = record.predicted_low_bytes, record.predicted_high_bytes
+    if low is None or high is None:
+        return NOT_MEASURED
+    return f"{format_bytes(low)} to {format_bytes(high)}"
+
+
+def predicted_verdict(record: TrialRecord) -> str:
+    """Return what was said of a trial before it ran; of an older study the verdict alone."""
+    if record.predicted_verdict is None:
+        return NOT_MEASURED
+    name = clean(record.predicted_verdict).lower().replace("_", " ")
+    chance = record.predicted_fit_probability
+    return name if chance is None else f"{chance:.0%}, {name}"
+
+
 def seconds(value: float | None, composed: bool = False) -> str:
     """Write seconds with three significant figures below a minute."""
     if value is None:

@@ -382,7 +382,7 @@ def _with_prediction(
     return replace(
         record,
         launch=number,
-        predicted_bytes=estimate.peak.total_bytes,
+        predicted_bytes=estimate.peak.expected_bytes,
         predicted_low_bytes=low,
         predicted_high_bytes=high,
         predicted_fit_probability=estimate.fit_probability,

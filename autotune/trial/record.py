@@ -60,10 +60,10 @@ class TrialRecord:
     peak_reserved_bytes: _Count | None = None
     alloc_retries: _Count | None = None
     predicted_bytes: _Count | None = None
-    """By the formulas alone."""
+    """By the formulas and what had been measured before the launch."""
     predicted_low_bytes: _Count | None = None
     predicted_high_bytes: _Count | None = None
-    """90% interval, by what had been measured before the launch."""
+    """90% interval of it."""
     predicted_fit_probability: _NotNegative | None = None
     predicted_step_s: _Positive | None = None
     predicted_tokens_per_s: _Positive | None = None

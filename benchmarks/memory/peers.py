@@ -1,19 +1,18 @@
 """What other estimators say of the same points.
 
-    python benchmarks/memory/peers.py      # writes peers.csv and prints the comparison
-
-Each peer is its own released code, called offline with the point's config; where a peer cannot take
-a point the cell is empty and the reason stands in `peers_left_out.csv`.
+Each peer is its own released code, called offline with the point's config. `report.py` writes their
+answers to `peers.csv`, and why there is none to `peers_left_out.csv`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from points import Point
@@ -40,20 +39,30 @@ class Peer:
 
     @property
     def version(self) -> str:
-        """Version of its package; empty for a plain rule."""
-        return version(self.package) if self.package else ""
+        """Version of its package; empty for a plain rule, and where it is not installed."""
+        try:
+            return version(self.package) if self.package else ""
+        except PackageNotFoundError:
+            return ""
+
+    def ask(self, point: Point) -> float:
+        """Return its prediction in bytes.
+
+        Raises:
+            CannotTake: it has none.
+        """
+        try:
+            return self.predict(point)
+        except ImportError as error:
+            raise CannotTake(f"is not installed ({error.name})") from error
 
 
 def _key(config: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(config, sort_keys=True)
 
 
 @cache
 def _meta_model(key: str) -> Any:
-    import json
-
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -131,7 +140,7 @@ _FITCHECK_GPUS = {
 
 def _fitcheck(point: Point) -> float:
     """`fitcheck`: its total, without its overhead where the metric is the allocator's."""
-    from fitcheck import ModelConfig, TrainingConfig, UnsupportedModelError, estimate, get_gpu
+    from fitcheck import ModelConfig, UnsupportedModelError, estimate, get_gpu
     from fitcheck import config_parser as parser
 
     if point.world_size > 1:

@@ -31,8 +31,9 @@ CHECKPOINTING = {
 
 def keys_of(model: ModelSpec) -> list[TraceKey]:
     """What the default spaces of `search` and `plan` ask for, in bf16."""
+    lora = Lora(target_modules=tuple(model.linears))
     variants: list[dict[str, object]] = [
-        {"packed": True}, {"packed": False}, {"packed": True, "adapter": Lora()},
+        {"packed": True}, {"packed": False}, {"packed": True, "adapter": lora},
     ]  # fmt: skip
     if model.num_heads % 2 == model.num_kv_heads % 2 == 0:
         variants += [{"packed": True, "exchanged": True, "single": s} for s in (False, True)]
@@ -49,26 +50,27 @@ def keys_of(model: ModelSpec) -> list[TraceKey]:
 
 def ship(name: str) -> None:
     model = load_model(name)
-    keys = keys_of(model)
     stamp = {"digest": config_digest(model.hf_config), "tracer": TRACER_VERSION}
     file = SHIPPED / f"{name}.json.gz"
+    data = stamp | {"keys": {}, "profiles": []}
     if file.exists():
         old = json.loads(gzip.decompress(file.read_bytes()))
-        if old | stamp == old and set(map(key_text, keys)) <= set(old["keys"]):
-            return
+        data = old if old | stamp == old else data
+    keys = [key for key in keys_of(model) if key_text(key) not in data["keys"]]
+    if not keys:
+        return
     start = time.monotonic()
-    profiles, numbers = [], {}
+    profiles, numbers = data["profiles"], data["keys"]
     for key, profile in zip(keys, trace_in_child(model.hf_config, keys), strict=True):
         if profile not in profiles:
             profiles.append(profile)
         numbers[key_text(key)] = profiles.index(profile)
-    data = stamp | {"keys": numbers, "profiles": profiles}
     SHIPPED.mkdir(exist_ok=True)
     text = json.dumps(data, separators=(",", ":"))
     file.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
     print(
-        f"{name}: {len(keys)} keys, {len(profiles)} profiles, {file.stat().st_size / 1024:.0f} KiB"
-        f" in {time.monotonic() - start:.0f} s",
+        f"{name}: {len(keys)} more keys, {len(profiles)} profiles, "
+        f"{file.stat().st_size / 1024:.0f} KiB in {time.monotonic() - start:.0f} s",
         file=sys.stderr,
         flush=True,
     )

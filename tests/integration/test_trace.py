@@ -40,8 +40,8 @@ register_experts()
 
 BATCH, SEQ = 2, 256
 KEY = TraceKey(regime=Regime.COMPUTE)
-# Of the allocator's peak. A recomputed layer's random state is 5 KB that the trace does not see.
-TOLERANCE = 0.005
+# Of the allocator's peak: in models this small, 5 KB of random state a recomputed layer count.
+TOLERANCE = 0.01
 
 
 def trace(config, key):
@@ -295,6 +295,23 @@ def test_layers_that_differ_are_told_apart():
     dense = experts.kinds[experts.layers[1]].parameter_elements
     spec = model_from_config("x", sparse)
     assert dense == spec.num_attention_parameters + spec.num_dense_ffn_parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [("granite", {}), ("gpt2", {"n_embd": 128, "n_head": 8, "n_positions": 512}), ("cohere2", {})],
+)
+def test_a_family_nobody_has_listed(family, change):
+    config = CONFIGS["olmo2"] | change | {"model_type": family, "architectures": None}
+    profile = trace(config, KEY)
+    with torch.device("meta"):
+        parsed = transformers.AutoConfig.for_model(**config)
+        model = transformers.AutoModelForCausalLM.from_config(parsed)
+    counted = sum(phase.gradient_elements for phase in phases(profile))
+    assert counted == sum(p.numel() for p in model.parameters())
+    assert np.sum([phase.end for phase in phases(profile)], axis=0).tolist() == [0.0] * 6
+    assert len(profile.layers) == parsed.num_hidden_layers
 
 
 def test_a_cut_model_keeps_the_places_of_its_layers():

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from autotune.memory import Verdict
+from autotune.memory import Verdict, residuals
 from autotune.memory.fingerprint import machine_fingerprint
 from autotune.memory.knowledge import KnowledgeBase
+from autotune.memory.residuals import Spread
 from autotune.plan import Recompute
 from autotune.planner import rank_plans
 from autotune.search.learning import Learner, by_family
@@ -22,7 +23,22 @@ from autotune.trial.record import TrialRecord
 from autotune.units import MIB
 
 MODEL, WORKLOAD = load_model("tiny-qwen3"), Workload(seq_len=512, global_batch_size=16)
-LIMIT = 350 * MIB
+LIMIT = 480 * MIB
+
+
+SPREAD = Spread(
+    shared=0.1, library=0.05, group=0.05, model=0.05, machine=0.05, fixed=0.0,
+    machine_fixed=0.0, noise=0.05, fixed_bytes=0, degrees=4,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    """The committed records change with the formulas; these tests do not."""
+    monkeypatch.setattr(residuals, "_committed", lambda ruler: (SPREAD, "test", ()))
+    residuals._of_records.cache_clear()
+    yield
+    residuals._of_records.cache_clear()
 
 
 def families() -> list[Family]:
@@ -68,14 +84,14 @@ def test_what_two_rungs_took_moves_the_verdict_of_the_third():
     edge = zero2.ladder[-1]
     assert edge.verdict is not Verdict.FITS
     index = len(zero2.ladder) - 1
-    ratio = 0.5 * LIMIT / edge.memory.total_bytes  # half the limit is all it will take
+    ratio = 0.8  # and so it fits
     learned = learner()
     learned.learn(zero2, [record(e, ratio) for e in zero2.ladder[:index]])
     now = learned.judged(zero2).ladder[index]
-    assert now.fit_probability > edge.fit_probability + 0.5
+    assert now.fit_probability > edge.fit_probability + 0.4
     assert now.memory.residual.count >= index
     assert now.memory.total_bytes == edge.memory.total_bytes, "the formulas stay as they are"
-    assert now.memory.expected_bytes == pytest.approx(0.5 * LIMIT, rel=0.15)
+    assert now.memory.expected_bytes == pytest.approx(0.8 * edge.peak.total_bytes, rel=0.07)
     other = learned.judged(fsdp2).ladder[index].memory.residual
     assert 0 > other.bias > now.memory.residual.bias, "another engine's is moved less"
 

@@ -39,6 +39,7 @@ SHIPPED = Path(autotune.memory.__file__).parent / "shipped"
 @pytest.fixture(autouse=True)
 def nothing_found_before(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOTUNE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("AUTOTUNE_TRACE", raising=False)
     monkeypatch.setattr(found_by, "_found", {})
 
 
@@ -93,6 +94,10 @@ def test_keys_that_allocate_alike_are_one():
     scaled = lora.model_copy(update={"alpha": 99, "target_modules": ("v_proj", "q_proj")})
     keys = [replace(KEY, adapter=adapter) for adapter in (lora, scaled, Lora(r=8))]
     assert key_text(keys[0]) == key_text(keys[1]) != key_text(keys[2])
+    # PEFT passes over names the model has not.
+    model, asked = load_model("mixtral-8x7b"), replace(KEY, adapter=Lora())
+    own = replace(KEY, adapter=Lora(target_modules=tuple(model.linears)))
+    assert found_by._with_own_targets(model, asked) == own != asked
     dropping = replace(KEY, adapter=lora.model_copy(update={"dropout": 0.1}))
     assert key_text(dropping) != key_text(keys[0])
 

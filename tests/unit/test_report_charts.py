@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from autotune.report import words
 from autotune.report.answer import find_answer, pareto_front, standings
 from autotune.report.charts import build_charts
 from autotune.report.charts.figure import MAX_MARKS
 from autotune.report.study import load_study
+from autotune.report.trials_table import trials_table
 from tests.unit.report_studies import (
     make_failure,
     make_plan,
@@ -148,3 +150,33 @@ def test_thousands_of_marks_are_thinned_and_the_caption_says_so(tmp_path):
     assert len(_trace(charts["throughput"], "Pareto front")["x"]) == len(records)
     assert len(_trace(charts["throughput"], "zero2")["x"]) == len(records)
     assert "Every 3th launch" in charts["timeline"].summary
+
+
+def test_intervals_are_shown_and_counted(tmp_path):
+    bounds = {"predicted_low_bytes": 300 << 20, "predicted_high_bytes": 500 << 20}
+    records = [
+        make_record(
+            make_plan("zero2", micro), peak_reserved_bytes=took << 20, predicted_verdict="at_risk",
+            predicted_fit_probability=0.423, **bounds,
+        )
+        for micro, took in ((1, 310), (2, 499), (4, 501))
+    ]  # fmt: skip
+    summary = _charts(tmp_path / "new", records)["memory"].summary
+    assert "2 of 3 were inside their predicted 90% interval." in summary
+    study = load_study(tmp_path / "new")
+    table = trials_table(study, find_answer(study))
+    titles = [column.title for column in table.columns]
+    shown = dict(zip(titles, (cell.text for cell in table.rows[0].cells), strict=True))
+    assert shown["90% interval"] == "300.0 MiB to 500.0 MiB"
+    assert shown["Chance to fit"] == "42%, at risk"
+
+
+def test_a_study_of_before_the_intervals_is_shown_without(tmp_path):
+    """Its records have a verdict and no interval."""
+    summary = _charts(tmp_path, [make_record(make_plan())])["memory"].summary
+    assert "interval" not in summary
+    study = load_study(tmp_path)
+    table = trials_table(study, find_answer(study))
+    assert len(table.columns) == len(table.rows[0].cells)
+    texts = [cell.text for cell in table.rows[0].cells]
+    assert texts[-3:-1] == [words.NOT_MEASURED, "fits"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from autotune.errors import NothingFitsError
-from autotune.plan import Recompute
+from autotune.plan import Plan, Recompute
 from autotune.planner import rank_plans
 from autotune.search.space import make_families
 from autotune.spec.hardware import load_hardware
@@ -40,7 +41,7 @@ class Silent:
     def stop(self) -> None: ...
 
 
-def make_tuner(folder: Path):
+def make_tuner(folder: Path, learner=None):
     """A search of two families, ZeRO-2 and ZeRO-3."""
     from autotune.search import tuner
 
@@ -59,7 +60,7 @@ def make_tuner(folder: Path):
         datasets=[],
         measurement=Measurement(),
     )
-    return tuner.Tuner(folder, families, job, Silent())
+    return tuner.Tuner(folder, families, job, Silent(), learner)
 
 
 def test_a_failed_native_build_ends_its_family_and_not_the_search(tmp_path: Path, monkeypatch):
@@ -107,6 +108,63 @@ def test_launch_numbers_are_the_folders_own_and_are_never_given_twice(tmp_path: 
         shutil.rmtree(folder)
     make_tuner(tmp_path).run(max_launches=None, budget_s=None, after_launch=print)
     assert [path.name[:4] for path in launches.iterdir()] == ["0004"], "records know 3"
+
+
+class Ruled:
+    """Learns from the first trial of ZeRO-2 that nothing of ZeRO-3 fits, and few of ZeRO-2."""
+
+    def __init__(self) -> None:
+        self.learned = []
+
+    def learn(self, family, records) -> None:
+        self.learned += [(family.name, record.outcome) for record in records]
+
+    def judged(self, family):
+        if not self.learned:
+            return family
+        first = 0 if family.name == "zero3" else 1
+        ladder = [
+            replace(e, fit_probability=e.fit_probability if n < first else 0.0)
+            for n, e in enumerate(family.ladder)
+        ]
+        return replace(family, ladder=tuple(ladder))
+
+
+def test_what_trials_rule_out_is_not_launched_and_named(tmp_path: Path, monkeypatch):
+    pytest.importorskip("optuna")
+    from autotune.search import tuner
+
+    launched = []
+
+    def first_rung_runs(request: Request, folder: Path, *args, **kwargs):
+        launched.append(request.plan["strategy"])
+        finish_first_rung(request, folder)
+        return tuner.Ended(
+            outcome=Outcome.OK, message="", rank=None, exit_codes=[0, 0], elapsed_s=1.0,
+            results=tuner.read_results(folder),
+        )  # fmt: skip
+
+    monkeypatch.setattr(tuner, "build_native_ops", lambda *args, **kwargs: 0.0)
+    monkeypatch.setattr(tuner, "run_launch", first_rung_runs)
+    ruled = Ruled()
+    search = make_tuner(tmp_path, ruled)
+    names = list(search._families)
+    search._families = {name: search._families[name] for name in sorted(names)}  # zero2 first
+    monkeypatch.setattr(search._asker, "ask", lambda untried: untried[0])
+    search.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
+    assert launched == ["zero2"] and ruled.learned[0] == ("zero2", Outcome.OK)
+    measured = {record.plan_id for record in search.store.all()}
+    left_out = [Plan.from_dict(entry["plan"]) for entry in search.left_out()]
+    assert {plan.strategy for plan in left_out} >= {"zero3"}
+    assert not measured & {plan.id for plan in left_out}
+    assert {entry["code"] for entry in search.left_out()} == {"PREDICTED_OOM"}
+    again = make_tuner(tmp_path, other := Ruled())
+    again.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
+    assert ("zero2", Outcome.OK) in other.learned, "a resumed study learns from its records"
+    assert launched == ["zero2"]
+    record = search.store.all()[0]
+    assert record.predicted_low_bytes < record.predicted_bytes < record.predicted_high_bytes
+    assert 0 < record.predicted_fit_probability <= 1
 
 
 def finish_first_rung(request: Request, folder: Path) -> None:

@@ -124,7 +124,8 @@ def hover(record: TrialRecord) -> str:
             f"{words.seconds(record.predicted_step_s)}",
             f"reserved {words.size(record.peak_reserved_bytes)}, allocated "
             f"{words.size(record.peak_allocated_bytes)}",
-            f"predicted {words.size(record.predicted_bytes)}",
+            f"predicted {words.size(record.predicted_bytes)}, 90% interval "
+            f"{words.predicted_interval(record)}",
         )
     )
 

@@ -80,7 +80,7 @@ def memory_prediction_chart(study: Study) -> Chart | None:
         key="memory",
         title="Memory: predicted against measured",
         summary=f"{_error_words(error)} Measured is {ruler}, the largest over the ranks. "
-        f"{_misses_words(study.records)}{thinning}",
+        f"{_interval_words(ran)}{_misses_words(study.records)}{thinning}",
         figure={
             "data": traces,
             "layout": layout(f"predicted ({unit_name})", f"measured ({unit_name})"),
@@ -136,6 +136,19 @@ def _error_words(error: PredictionError) -> str:
         f"Median absolute error {words.percent(error.median)}, worst {words.percent(error.worst)}, "
         f"over {error.count:,} configuration{'s' * (error.count > 1)}."
     )
+
+
+def _interval_words(records: Iterable[TrialRecord]) -> str:
+    """Say how often the interval held what the limit counts; nothing of older studies."""
+    inside = []
+    for record in records:
+        low, high = record.predicted_low_bytes, record.predicted_high_bytes
+        real = words.memory_bytes(record)
+        if low is not None and high is not None and real is not None:
+            inside.append(low <= real <= high)
+    if not inside:
+        return ""
+    return f"{sum(inside):,} of {len(inside):,} were inside their predicted 90% interval. "
 
 
 def _misses_words(records: Iterable[TrialRecord]) -> str:

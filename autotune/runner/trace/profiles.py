@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.memory.polynomials import as_polynomial, fit, points
+from autotune.memory.polynomials import UnlikeError, as_polynomial, fit, points
 from autotune.memory.profile import ZERO, ActivationProfile, LayerKind, Phase
 from autotune.memory.setup import Attention, Checkpointing, TraceKey
 from autotune.runner.experts import register_experts
@@ -49,14 +49,10 @@ def trace_profiles(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Act
         assembly = _Assembly(copy.deepcopy(cuts[built]), key, config)
         try:
             profiles.append(assembly.profile(evaluations))
-        except _UnlikeError:
-            assembly.leave_one_out()
+        except UnlikeError:
+            assembly.take_less_for_granted()
             profiles.append(assembly.profile(evaluations))
     return profiles
-
-
-class _UnlikeError(Exception):
-    """The model runs other operators at another size."""
 
 
 def _lengths(config: dict[str, Any], windowed: bool, cp: int) -> tuple[int, int]:
@@ -82,23 +78,23 @@ class _Assembly:
         self._tracer = step.Tracer(cut, key, self._cp)
         # Turning heads and tokens about copies nothing where there is one sequence.
         batches = _ALWAYS_ONE if key.single else _FROM_TWO if key.exchanged else _FROM_ONE
-        self._sizes = self._make_sizes(batches)
-
-    def leave_one_out(self) -> None:
-        """Trace several sequences alone; one takes no more."""
-        self._sizes = self._make_sizes(_FROM_TWO)
-
-    def _make_sizes(self, batches: tuple[int, ...]) -> list[tuple[int, int]]:
-        key = self._key
         squares = key.packed or key.windowed or key.attention is Attention.EAGER
-        lengths = _lengths(self._config, key.windowed, self._cp)
+        self._sizes = self._make_sizes(batches, squares=squares)
+
+    def take_less_for_granted(self) -> None:
+        """Trace several sequences alone, as one takes no more, and look for squares as well."""
+        batches = _ALWAYS_ONE if self._key.single else _FROM_TWO
+        self._sizes = self._make_sizes(batches, squares=True)
+
+    def _make_sizes(self, batches: tuple[int, ...], *, squares: bool) -> list[tuple[int, int]]:
+        lengths = _lengths(self._config, self._key.windowed, self._cp)
         return points(*lengths, batches, squares=squares)
 
     def profile(self, evaluations: dict[TraceKey, Phase]) -> ActivationProfile:
         """Trace the key, and its evaluation if no other key had the same.
 
         Raises:
-            _UnlikeError: some sizes run other operators than others.
+            UnlikeError: sizes differ in more than a polynomial says.
         """
         # Evaluation computes nothing again.
         same = replace(self._key, checkpointing=Checkpointing.NONE)
@@ -192,5 +188,5 @@ def _aligned(rows: list[list[Event]]) -> list[list[Event]]:
     operators = [event.operator for event in rows[0]]
     for row in rows[1:]:
         if [event.operator for event in row] != operators:
-            raise _UnlikeError
+            raise UnlikeError("the model runs other operators at another size")
     return rows
