@@ -106,9 +106,15 @@ class Fsdp2(EngineMemory):
         moved = reduce * (unit * copies + self.shard(unit)) + own * (not of_layer)
         reduced = np.maximum(own + reduce * unit, moved)
         others = self._gradients(finished, later=later) - reduce * unit * later
+        single = np.minimum(unit, self.sizes.largest_layer_parameter) if of_layer else unit
+        # A gradient and its cast to the reduce type, one parameter after the other.
+        cast = reduce * unit + self.width * single
         if later:
-            reduced = np.maximum(reduced, self._not_last(others) + self.width * unit)
-        return others, np.where(self._synchronises(later=later), reduced, reduce * unit)
+            # On the CPU an addition casts its second operand first.
+            adding = self.width * unit + reduce * single * self.runs.on_cpu
+            reduced = np.maximum(reduced, reduce * unit + adding)
+            reduced = np.maximum(reduced, self._not_last(others) + adding)
+        return others, np.where(self._synchronises(later=later), reduced, cast)
 
     def step(self) -> Work:
         """Return the sharded gradients and the update."""
