@@ -8,8 +8,8 @@ FSDP1, from torch 2.13 ``torch/distributed/fsdp`` (`_runtime_utils.py`, `_flat_p
   root unit (embedding, head, final norm) stays gathered from forward to the end of backward
   (`_post_forward_reshard` never frees the root), and its gradients wait whole for the embedding's;
 - the next unit is the one whose forward ended just before (`_ExecOrderData`). PEFT's wrapping
-  policy makes every adapter matrix a unit, so a layer's backward fetches its own last adapter first,
-  and the layer before comes when its own backward is nearly done: one layer is gathered, not two;
+  policy makes every adapter matrix a unit, so a layer's backward fetches its own last adapter
+  first, and the layer before comes when its own backward is nearly done: one is gathered, not two;
 - under mixed precision accelerate makes the flat parameters that train fp32;
 - 4-bit weights are gathered packed, while their scales are whole on every rank;
 - in `no_sync` gradients stay whole; those of a flat parameter that mixes frozen and trained weights
