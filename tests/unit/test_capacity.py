@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -347,7 +348,8 @@ def test_bad_input_is_one_message(capsys, changes, code, words):
 def test_nothing_fits_names_the_closest_cell(capsys):
     argv = [*BASE, "--tokens", "1B", "--memory-limit", "6GiB", "--strategies", "ddp"]
     _, _, err = run(capsys, *argv)
-    assert "Closest: " in err and "GiB short" in err and "ddp cp=4 mbs=1" in err
+    assert "Closest: " in err and "GiB short" in err
+    assert re.search(r"ddp (cp=\d )?mbs=1 ", err)
 
 
 def test_without_tokens_or_budget(capsys):
