@@ -25,8 +25,8 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory"
 CONFIG = small_config(hidden_size=128, intermediate_size=256, num_hidden_layers=3)
 SPEC = model_from_config("small", CONFIG)
 WORKLOAD = Workload(seq_len=128, global_batch_size=8, packing=False)
-INSTANTS = ("forward", "forward_end", "loss", "backward", "optimizer_step", "evaluation")
-TOLERANCE = 0.03
+INSTANTS = ("forward", "forward_end", "loss", "backward", "optimizer_step")
+TOLERANCE = 0.05
 """Vectors and what kernels work in are left out, more of such a small model than of others."""
 
 SEQUENCES = {"micro_batch_size": 8, "bucket_elements": 2**14}
@@ -97,7 +97,7 @@ def estimates(cases):
 
 def errors(plan, found, measured):
     """Return the errors of all instants, as shares of what was measured."""
-    later = [f"later_{name}" for name in INSTANTS[:-2]] if plan.grad_accum_steps > 1 else []
+    later = [f"later_{name}" for name in INSTANTS[:-1]] if plan.grad_accum_steps > 1 else []
     return {
         name: found.instants[name] / (1 + CPU_ALLOCATOR_OVERHEAD) / measured[name] - 1
         for name in (*INSTANTS, *later)

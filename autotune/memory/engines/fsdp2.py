@@ -106,7 +106,15 @@ class Fsdp2(EngineMemory):
         moved = reduce * (unit * copies + self.shard(unit)) + own * (not of_layer)
         reduced = np.maximum(own + reduce * unit, moved)
         others = self._gradients(finished, later=later) - reduce * unit * later
-        return others, np.where(self._synchronises(later=later), reduced, reduce * unit)
+        single = np.minimum(unit, self.sizes.largest_layer_parameter) if of_layer else unit
+        # A gradient and its cast to the reduce type, one parameter after the other.
+        cast = reduce * unit + self.width * single
+        if later:
+            # On the CPU an addition casts its second operand first.
+            adding = self.width * unit + reduce * single * self.runs.on_cpu
+            reduced = np.maximum(reduced, reduce * unit + adding)
+            reduced = np.maximum(reduced, self._not_last(others) + adding)
+        return others, np.where(self._synchronises(later=later), reduced, cast)
 
     def step(self) -> Work:
         """Return the sharded gradients and the update."""
@@ -179,4 +187,10 @@ class Fsdp2(EngineMemory):
     def _reduced_before(self, place: Place, *, later: bool) -> Bytes:
         """Return the input of the reduction before, let go when the next one begins."""
         size = self.setup.reduce_bytes * np.asarray(place.after_trainable, float)
+        if later:
+            size = np.maximum(size, self._not_last(self._gradients(place.finished, later=True)))
         return np.where(self._synchronises(later=later), size, 0.0)
+
+    def _not_last(self, gradients: Bytes) -> Bytes:
+        """Return what a micro-step between the first and the last holds more: all gradients."""
+        return np.where(self.runs.steps > 2, self.held() - gradients, 0.0)

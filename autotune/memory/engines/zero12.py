@@ -104,8 +104,7 @@ class Zero2(EngineMemory):
         reduced = done > np.minimum(self.runs.bucket, self.sizes.trainable / 2)
         gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
         # A bucket is reduced when a gradient arrives.
-        arrives = (np.asarray(inside, float) > 0) | (place.kind == "embedding")
-        reducing = np.where(arrives, self._reduced(place.kind), 0.0)
+        reducing = np.where(np.asarray(inside, float) > 0, self._reduced(place.kind), 0.0)
         return Work(
             gradients=gradients, temporaries=np.where(some, self._buckets() + reducing, 0.0)
         )

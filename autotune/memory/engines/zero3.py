@@ -67,7 +67,7 @@ class Zero3(EngineMemory):
         kept = self._kept(place)
         ahead = np.minimum(self.runs.bucket, place.below)
         gathered = self._copied * np.maximum(kept, self._module(place) + ahead)
-        some = (np.asarray(inside, float) > 0) | (place.kind == "embedding")
+        some = np.asarray(inside, float) > 0
         return Work(gathered=gathered, temporaries=np.where(some, self._reduced(place.kind), 0.0))
 
     def finish(self, *, later: bool) -> Work:
