@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -349,7 +348,7 @@ def test_nothing_fits_names_the_closest_cell(capsys):
     argv = [*BASE, "--tokens", "1B", "--memory-limit", "6GiB", "--strategies", "ddp"]
     _, _, err = run(capsys, *argv)
     assert "Closest: " in err and "GiB short" in err
-    assert re.search(r"ddp (cp=\d )?mbs=1 ", err)
+    assert "Closest: ddp mbs=" in err
 
 
 def test_without_tokens_or_budget(capsys):
