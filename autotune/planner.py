@@ -331,9 +331,10 @@ def best_first(candidates: Sequence[Estimate]) -> list[Estimate]:
 
 
 def closest_to_fitting(candidates: Sequence[Estimate]) -> Estimate:
-    """Return the plan that misses by least."""
+    """Return the plan that misses by least: of chances that are none, the one of fewest bytes."""
     return max(
-        candidates, key=lambda e: (e.fit_probability, -e.peak.expected_bytes, e.time.tokens_per_s)
+        candidates,
+        key=lambda e: (round(e.fit_probability, 3), -e.peak.expected_bytes, e.time.tokens_per_s),
     )
 
 

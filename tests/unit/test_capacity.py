@@ -347,7 +347,8 @@ def test_bad_input_is_one_message(capsys, changes, code, words):
 def test_nothing_fits_names_the_closest_cell(capsys):
     argv = [*BASE, "--tokens", "1B", "--memory-limit", "6GiB", "--strategies", "ddp"]
     _, _, err = run(capsys, *argv)
-    assert "Closest: " in err and "GiB short" in err and "ddp mbs=1" in err
+    assert "Closest: " in err and "GiB short" in err
+    assert "Closest: ddp mbs=" in err
 
 
 def test_without_tokens_or_budget(capsys):
