@@ -62,7 +62,8 @@ demo: $(SETUP)
 	$(RUN) benchmarks/check_demo.py $(DEMO)
 
 test: $(SETUP)
-	$(PYTEST) tests/unit tests/conformance tests/integration -m 'not slow and not gpu'
+	$(PYTEST) -n 2 tests/unit tests/conformance -m 'not slow and not gpu'
+	$(PYTEST) tests/integration -m 'not slow and not gpu'
 
 test-slow: $(SETUP)
 	$(PYTEST) tests -m 'slow and not gpu'
