@@ -21,8 +21,8 @@ from tests.integration.ranks import make_plan, small_config, trial_request
 pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.integration,
-    # The name of transformers 5.17, deprecated in 5.23.
-    pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning"),
+    # Names of transformers 5.17, deprecated in 5.23.
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
 ]
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory"
