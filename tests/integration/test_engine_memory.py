@@ -19,7 +19,11 @@ from autotune.trial.protocol import REQUEST_FILE, write_message
 from tests.integration.ranks import make_plan, small_config, trial_request
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    # Names of transformers 5.17, deprecated in 5.23.
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+]
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory"
 CONFIG = small_config(hidden_size=128, intermediate_size=256, num_hidden_layers=3)
