@@ -19,6 +19,8 @@ from autotune.memory.engines.base import (
     single_parameter,
 )
 
+_FP64 = 8
+"""``zero/utils.py: get_norm_dtype``."""
 _REDUCED_AT_ONCE = 5e8
 """``engine.py: MEMORY_OPT_ALLREDUCE_SIZE``, elements ZeRO-1 reduces together."""
 
@@ -104,7 +106,8 @@ class Zero2(EngineMemory):
         reduced = done > np.minimum(self.runs.bucket, self.sizes.trainable / 2)
         gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
         # A bucket is reduced when a gradient arrives.
-        reducing = np.where(np.asarray(inside, float) > 0, self._reduced(place.kind), 0.0)
+        copies = np.maximum(self._reduced(place.kind), self._normed(place.kind, later=later))
+        reducing = np.where(np.asarray(inside, float) > 0, copies, 0.0)
         return Work(
             gradients=gradients, temporaries=np.where(some, self._buckets() + reducing, 0.0)
         )
@@ -114,7 +117,8 @@ class Zero2(EngineMemory):
         size = self.sizes
         embedding = size.embedding * size.all_train
         gradients = self.held() + self._kept(size.trainable) + self.width * embedding
-        work = self._buckets() + self._reduced("embedding")
+        copies = np.maximum(self._reduced("embedding"), self._normed("embedding", later=later))
+        work = self._buckets() + copies
         return Work(gradients=gradients, temporaries=work)
 
     def step(self) -> Work:
@@ -156,6 +160,16 @@ class Zero2(EngineMemory):
         cast = np.where(alone > self.runs.bucket, FP32 * alone, 0.0)
         filled = np.minimum(self.runs.bucket, self.sizes.trainable) * (kind != "tail")
         return np.maximum(cast, (self.width + FP32) * filled)
+
+    def _normed(self, kind: str, *, later: bool) -> Bytes:
+        """Return the fp64 copy whose norm offload takes of a reduced gradient, the rank's part.
+
+        In the micro-step that ends an optimizer step alone (``set_norm_for_param_grad_in_gpu``).
+        """
+        if not self.runs.offload_optimizer:
+            return 0.0
+        own = _FP64 * np.minimum(single_parameter(self.sizes, kind), self._part)
+        return np.where(later | (self.runs.steps <= 1), own, 0.0)
 
 
 def _gather_copy(engine: EngineMemory) -> Bytes:
