@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ranks_cases import MODELS, Case, cases
-from ranks_errors import COMPARED, figures, row_of, trace_all, write
+from ranks_errors import COMPARED, figures, instant_errors, row_of, trace_all, write
 from ranks_measured import measured_row, read_rows, write_rows
 
 from autotune.trial.launch import rank_environment
@@ -90,12 +90,7 @@ def compare(only: str = "") -> list[dict[str, Any]]:
             own = [r["error"] for r in rows if r["engine"] == engine and r["split"] == split]
             _print(f"{split} {engine}", own)
     for name in COMPARED:
-        own = [
-            row[f"{name}_predicted"] / row[f"{name}_measured"] - 1
-            for row in rows
-            if f"{name}_predicted" in row
-        ]
-        _print(f"instant {name}", own)
+        _print(f"instant {name}", instant_errors(rows, name))
     return rows
 
 

@@ -108,6 +108,12 @@ def write(rows: Iterable[dict[str, Any]], file: Path) -> None:
             writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
 
 
+def instant_errors(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """Return the errors of one instant, highest of a run or not; as shares of the measured."""
+    predicted, measured = f"{name}_predicted", f"{name}_measured"
+    return [row[predicted] / row[measured] - 1 for row in rows if predicted in row]
+
+
 def figures(errors: Sequence[float]) -> dict[str, float]:
     """Return the figures of some errors."""
     sizes = np.abs(errors)

@@ -74,7 +74,7 @@ def main() -> int:
     )  # fmt: skip
     medians = peer_medians(peer_rows)
     draw(published_rows, rank_rows, medians)
-    write_page(found, published_rows, medians)
+    write_page(found, published_rows, rank_rows, medians)
     print(figures.table(found))
     for line in by_set(published_rows):
         print(", ".join(f"{a} {b}" for a, b in zip(_SET_HEADER, line, strict=True)))
@@ -243,6 +243,24 @@ def by_set(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return lines
 
 
+def by_instant(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a line a split: all peaks, those that are not the loss's; and a line an instant."""
+    errors = {}
+    for split, words in (("tune", "tuned on"), ("held_out", "held out")):
+        own = [row for row in rows if row["split"] == split]
+        errors[f"peak, {words}"] = [row["error"] for row in own]
+        elsewhere = [r["error"] for r in own if not r["measured_instant"].endswith("loss")]
+        errors[f"peak elsewhere than in the loss, {words}"] = elsewhere
+    for name in ranks_errors.COMPARED:
+        errors[name.replace("_", " ")] = ranks_errors.instant_errors(rows, name)
+    found = [(name, ranks_errors.figures(values)) for name, values in errors.items() if values]
+    return [
+        (name, str(f["count"]), *map(_percent, (f["median"], f["p95"], f["worst_under"],
+                                                f["worst_over"])))
+        for name, f in found
+    ]  # fmt: skip
+
+
 def apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what is held to no figure: failures only inferred, and the rows left out."""
     lines = []
@@ -260,11 +278,16 @@ def apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 _SET_HEADER = ("rows", "count", "median error", "95th percentile", "worst under-prediction")
+_INSTANTS_HEADER = (
+    "bytes at", "count", "median error", "95th percentile", "worst under-prediction",
+    "worst over-prediction",
+)  # fmt: skip
 
 
 def write_page(
     found: Sequence[figures.Figure],
     published_rows: Sequence[Mapping[str, Any]],
+    rank_rows: Sequence[dict[str, Any]],
     medians: Mapping[str, tuple[float, float, int]],
 ) -> None:
     """Write the tables of docs/memory.md."""
@@ -279,6 +302,7 @@ def write_page(
             "sets": page.markdown(_SET_HEADER, by_set(published_rows))
             + "\n\n"
             + "\n".join(f"- {line}" for line in apart(published_rows)),
+            "instants": page.markdown(_INSTANTS_HEADER, by_instant(rank_rows)),
             "peers": page.markdown(
                 ("peer", "common points", "its median error", "ours", "times closer"), peers_lines
             ),
