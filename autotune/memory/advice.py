@@ -125,6 +125,11 @@ def _neighbours(
         accumulated = 2 * plan.grad_accum_steps
         smaller = replace(plan, micro_batch_size=half, grad_accum_steps=accumulated)
         yield f"micro batch {half}, accumulation {accumulated}", workload, smaller
+    if plan.grad_accum_steps > 1:
+        # Gradients kept between micro-steps can weigh more than the activations of one.
+        whole = plan.micro_batch_size * plan.grad_accum_steps
+        at_once = replace(plan, micro_batch_size=whole, grad_accum_steps=1)
+        yield f"micro batch {whole}, accumulation 1", workload, at_once
     for change, other in _shardings(plan):
         yield change, workload, other
     for change, other in _offloads(plan):
@@ -144,7 +149,7 @@ def _neighbours(
 
 
 def _shardings(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """Spread the states further: the next ZeRO stage, or FSDP2's own steps."""
+    """Spread the states further: higher ZeRO stages, or FSDP2's own steps and ZeRO-3."""
     match plan.engine:
         case Engine.DDP:
             sharded = replace(plan, dp_replicate=1, dp_shard=plan.dp_replicate)
@@ -161,6 +166,9 @@ def _shardings(plan: Plan) -> Iterator[tuple[str, Plan]]:
             if plan.dp_replicate > 1:
                 shards = plan.dp_replicate * plan.dp_shard
                 yield "shard over all ranks", replace(plan, dp_replicate=1, dp_shard=shards)
+            elif not plan.offload_params:
+                zero3 = replace(plan, engine=Engine.DEEPSPEED, zero_stage=3)
+                yield "ZeRO-3", replace(zero3, reshard_after_forward=True)
 
 
 def _offloads(plan: Plan) -> Iterator[tuple[str, Plan]]:

@@ -30,6 +30,10 @@ VARIABLE = "AUTOTUNE_KNOWLEDGE"
 FILE_NAME = "memory.jsonl"
 MOST_ENTRIES = 2000
 """The oldest go first; a line has about 600 bytes."""
+MOST_ROWS = 300
+"""Runs of one machine that a prediction reads, the newest: the fit grows with their cube."""
+
+_LONGEST_LINE = 4096
 
 _LOG = logging.getLogger(__name__)
 _Bytes = Annotated[int, Field(gt=0, lt=2**63)]
@@ -145,8 +149,8 @@ class KnowledgeBase:
                 self.path, damaged, aside, len(good),
             )  # fmt: skip
         elif not data.endswith(b"\n") and data:
-            # What a killed process left after the last newline.
-            os.truncate(self.path, data.rfind(b"\n") + 1)
+            # A killed process left half a line, or an editor took the last newline.
+            self._replace(good)
         return good
 
     def _append(self, entries: Iterable[Entry]) -> None:
@@ -191,7 +195,8 @@ def residuals_for(hardware: HardwareSpec) -> Residuals:
 def known_rows(base: KnowledgeBase, machine: Fingerprint, ruler: Ruler) -> list[Row]:
     """Return the runs that count for a machine."""
     marks = machine.to_dict()
-    return [e.row() for e in base.entries() if e.ruler is ruler and e.fingerprint == marks]
+    own = [e for e in base.entries() if e.ruler is ruler and e.fingerprint == marks]
+    return [entry.row() for entry in own[-MOST_ROWS:]]
 
 
 def model_key(model: ModelSpec) -> str:
@@ -201,14 +206,19 @@ def model_key(model: ModelSpec) -> str:
 
 
 def _parse(data: bytes) -> tuple[list[Entry], int]:
-    """Return the readable lines and how many are damaged; what follows the last newline is cut."""
+    """Return the readable lines and how many are damaged.
+
+    The half line that a killed process leaves at the end of a file of entries is no damage.
+    """
     good: list[Entry] = []
     damaged = 0
-    for line in data.split(b"\n")[:-1]:
+    *lines, last = data.split(b"\n")
+    for line in (*lines, last):
         try:
             good.append(Entry.model_validate_json(line))
         except ValidationError:
-            damaged += bool(line.strip())
+            half = line is last and line.startswith(b"{") and len(line) < _LONGEST_LINE
+            damaged += bool(line.strip()) and not half
     return good, damaged
 
 

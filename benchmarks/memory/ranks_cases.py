@@ -61,6 +61,13 @@ MODELS |= {
     f"{name}-v{_SMALL_VOCABULARY}": config | {"vocab_size": _SMALL_VOCABULARY}
     for name, config in MODELS.items()
 }
+_DEEP = ("llama", "gemma3", "phi3", "olmo2")
+MODELS |= {
+    f"{name}-deep": MODELS[f"{name}-v{_SMALL_VOCABULARY}"]
+    | {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 1408}
+    for name in _DEEP
+}
+"""Deep and of a small vocabulary: here the engines' parts decide the peak."""
 TUNE = ("qwen3", "llama", "mixtral")
 """Architectures whose runs were looked at while the compositions were written; the others are held
 out."""
@@ -131,6 +138,10 @@ _SPLITS: tuple[tuple[int, int, int, bool, bool], ...] = (
     (256, 1, 1, False, False),
     (512, 1, 4, True, True),
 )
+_DEEP_SPLITS = (
+    (128, 1, 4, False, True), (256, 1, 1, True, False), (128, 2, 2, True, True),
+    (256, 1, 4, False, False),
+)  # fmt: skip
 
 
 def cases() -> list[Case]:
@@ -147,11 +158,16 @@ def cases() -> list[Case]:
             split = _SPLITS[(5 * number + 2 * turn) % len(_SPLITS)]
             case = _case(architecture, strategy, split, adapter=_adapter(architecture))
             found[case.name] = case
-    for number, architecture in enumerate(name for name in MODELS if "-" in name):
+    for number, architecture in enumerate(name for name in MODELS if "-v" in name):
         for turn in (0, 1):
             strategy = _STRATEGIES[(3 * number + 5 * turn) % 7]
             split = _SPLITS[(2 * number + 3 * turn) % len(_SPLITS)]
             case = _case(architecture, strategy, split)
+            found[case.name] = case
+    for number, name in enumerate(_DEEP):
+        for position, strategy in enumerate(_STRATEGIES[:5]):
+            split = _DEEP_SPLITS[(number + position) % len(_DEEP_SPLITS)]
+            case = _case(f"{name}-deep", strategy, split)
             found[case.name] = case
     for number, architecture in enumerate(_ALONE):
         for position, strategy in enumerate(_STRATEGIES[:5]):

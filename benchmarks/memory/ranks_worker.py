@@ -164,7 +164,7 @@ def measure(request: Request, answer: Answer) -> dict[str, Any]:
 
     def run() -> None:
         trainer = _trainer(session, phases)
-        trainer.add_callback(_StepMarks(phases, found))
+        trainer.add_callback(_StepMarks(trainer, phases, found))
         trainer.train()
         phases.micro = 0
         phases.enter("evaluation")
@@ -200,13 +200,14 @@ def _trainer(session: Session, phases: Phases) -> AutotuneTrainer:
 
 
 class _StepMarks(trainer_module.TrainerCallback):
-    def __init__(self, phases: Phases, found: dict[str, Any]) -> None:
-        self._phases, self._found = phases, found
+    def __init__(self, trainer: AutotuneTrainer, phases: Phases, found: dict[str, Any]) -> None:
+        self._trainer, self._phases, self._found = trainer, phases, found
 
-    def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """What the engine's preparation allocated stands before this."""
         # DDP's reducer holds its buckets in C++.
-        self._phases.enter("prepared", python_holds_all=not isinstance(model, Ddp))
+        wrapped = self._trainer.model_wrapped
+        self._phases.enter("prepared", python_holds_all=not isinstance(wrapped, Ddp))
 
     def on_pre_optimizer_step(self, *args: Any, model: Any, optimizer: Any, **kwargs: Any) -> None:
         """Note sizes while gradients exist (not reached by DeepSpeed, which steps in backward)."""
