@@ -57,7 +57,9 @@ def run_training(request: Request, answer: Answer) -> None:
         eval_loader=session.eval_loader(),
     )
     steps_per_epoch = len(data.train) / session.plan.global_batch_size
-    trainer.add_callback(RunLog(request, answer, trainer, steps_per_epoch, identity))
+    trainer.add_callback(
+        RunLog(request, answer, trainer, steps_per_epoch, identity, settings.save_total_limit)
+    )
     answer.result.train["host_peak_bytes_after_load"] = peak_resident_bytes()
     trainer.train(resume_from_checkpoint=settings.resume_from)
     if data.validation is not None and trainer.last_evaluated_step != trainer.state.global_step:
@@ -127,13 +129,14 @@ class RunLog(TrainerCallback):
         trainer: AutotuneTrainer,
         steps_per_epoch: float,
         identity: dict[str, Any],
+        save_total_limit: int | None = None,
     ) -> None:
         self._file = Path(request.out_dir) / LOG_FILE
         self._answer = answer
         self._trainer = trainer
         self._steps_per_epoch = steps_per_epoch
         self._identity = identity
-        self._save_total_limit = request.train.save_total_limit if request.train else None
+        self._save_total_limit = save_total_limit
         self._step_start = time.perf_counter()
         self._tokens = 0
         self._seconds = 0.0

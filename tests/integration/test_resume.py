@@ -128,14 +128,15 @@ def test_a_rank_that_dies_while_saving_costs_no_old_checkpoint(tmp_path: Path) -
 
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    settings = {"workload": Workload(seq_len=64, global_batch_size=2), "save_total_limit": 1}
     plan = make_plan("ddp", 1, micro_batch_size=2)
-    request = training_request(plan, tmp_path, data=tmp_path, **settings)
+    workload = Workload(seq_len=64, global_batch_size=2)
+    request = training_request(plan, tmp_path, data=tmp_path, workload=workload)
 
     def save(wait: Callable[[], None]) -> None:
         accelerator = SimpleNamespace(wait_for_everyone=wait)
         answer = SimpleNamespace(rank=0, heartbeat=lambda: None)
-        log = RunLog(request, answer, SimpleNamespace(accelerator=accelerator), 1.0, {"model": "x"})
+        trainer = SimpleNamespace(accelerator=accelerator)
+        log = RunLog(request, answer, trainer, 1.0, {"model": "x"}, 1)
         arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         log.on_save(arguments, TrainerState(global_step=4), TrainerControl())
 

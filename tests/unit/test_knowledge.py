@@ -80,6 +80,33 @@ def test_a_damaged_file_is_set_aside_and_named(tmp_path, caplog):
     assert len(list(tmp_path.glob("*.damaged-*"))) == 2
 
 
+def test_a_file_that_never_was_one_is_set_aside(tmp_path, caplog):
+    base = KnowledgeBase(tmp_path)
+    base.path.write_bytes(b"some notes without a last newline")
+    assert base.entries() == []
+    (aside,) = tmp_path.glob("*.damaged-*")
+    assert aside.read_bytes() == b"some notes without a last newline"
+    assert str(aside) in caplog.text
+
+
+def test_a_last_line_without_its_newline_is_kept(tmp_path, caplog):
+    base = KnowledgeBase(tmp_path)
+    base.add([entry("a"), entry("b")])
+    base.path.write_bytes(base.path.read_bytes().rstrip(b"\n"))
+    assert [e.plan_id for e in base.entries()] == ["a", "b"]
+    base.add([entry("c")])
+    assert [e.plan_id for e in base.entries()] == ["a", "b", "c"]
+    assert not caplog.text
+
+
+def test_a_prediction_reads_the_newest_rows_of_its_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(knowledge, "MOST_ROWS", 2)
+    base, machine = KnowledgeBase(tmp_path), machine_fingerprint("cpu")
+    base.add([entry(str(n), real_bytes=10**9 + n) for n in range(5)])
+    rows = known_rows(base, machine, Ruler.CPU)
+    assert rows == [entry("x", real_bytes=10**9 + n).row() for n in (3, 4)]
+
+
 def test_half_a_line_of_a_killed_search_costs_that_line_alone(tmp_path, caplog):
     base = KnowledgeBase(tmp_path)
     base.add([entry("a"), entry("b")])
