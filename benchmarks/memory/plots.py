@@ -65,8 +65,9 @@ def medians(values: Mapping[str, tuple[float, float, int]], title: str, file: Pa
     """
     figure, axes = _figure()
     for place, (theirs, ours, _) in enumerate(values.values()):
-        axes.barh(place - 0.19, 100 * theirs, 0.36, color=_COLOURS[1])
-        axes.barh(place + 0.19, 100 * ours, 0.36, color=_COLOURS[0])
+        for shift, median, colour in ((-0.19, theirs, _COLOURS[1]), (0.19, ours, _COLOURS[0])):
+            bar = axes.barh(place + shift, 100 * median, 0.36, color=colour)
+            axes.bar_label(bar, fmt="%.2g", fontsize=7, padding=2)
     axes.set_yticks(range(len(values)), [f"{n} ({v[2]} points)" for n, v in values.items()])
     axes.set(xlabel="median |error|, %", title=title)
     axes.legend(["the peer", "autotune"], fontsize=8)

@@ -74,6 +74,8 @@ def main() -> int:
     )  # fmt: skip
     medians = peer_medians(peer_rows)
     draw(published_rows, rank_rows, medians)
+    alone = peer_medians([row for row in peer_rows if row["source"] != "ranks"])
+    medians |= {f"{name}, published points alone": line for name, line in alone.items()}
     write_page(found, published_rows, rank_rows, medians)
     print(figures.table(found))
     for line in by_set(published_rows):
