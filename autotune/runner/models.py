@@ -18,7 +18,7 @@ from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
 from autotune.runner.experts import EXPERTS_NAME, register_experts
 from autotune.runner.ulysses import ATTENTION_NAME, register_attention
-from autotune.spec.workload import Precision
+from autotune.spec.workload import Lora, Precision
 from autotune.trial.protocol import Request
 
 
@@ -43,7 +43,8 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
             _initialise(model, request.seed, request.workload.precision)
     model.config.use_cache = False
     if request.workload.adapter is not None:
-        model = _add_adapter(model, request)
+        torch.manual_seed(request.seed)
+        model = add_adapter(model, request.workload.adapter)
     return model
 
 
@@ -160,12 +161,10 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def _add_adapter(model: PreTrainedModel, request: Request) -> Any:
+def add_adapter(model: PreTrainedModel, adapter: Lora) -> Any:
+    """Wrap a model in a low-rank adapter; what is traced and what is trained get the same."""
     from peft import LoraConfig, get_peft_model
 
-    adapter = request.workload.adapter
-    assert adapter is not None
-    torch.manual_seed(request.seed)
     return get_peft_model(
         model,
         LoraConfig(

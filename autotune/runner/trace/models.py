@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from autotune.errors import AutotuneError
 from autotune.runner.experts import EXPERTS_NAME
+from autotune.runner.models import add_adapter
 from autotune.spec.workload import Lora
 
 _BUILDING_ERRORS = (
@@ -63,7 +64,7 @@ def build(
         _renumber(layer, chosen[place], place)
     model.set_submodule(name, kept)
     if adapter is not None:
-        model = _add_adapter(model, adapter)
+        model = add_adapter(model, adapter)
     return Cut(model, kept, chosen, stands_for)
 
 
@@ -171,19 +172,3 @@ def _cut_config(config: Any, count: int, chosen: tuple[int, ...]) -> None:
         if isinstance(value, (list, tuple)) and len(value) == count:
             setattr(config, name, [value[i] for i in chosen])
     config.num_hidden_layers = len(chosen)
-
-
-def _add_adapter(model: Any, adapter: Lora) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=adapter.r,
-            lora_alpha=adapter.alpha,
-            lora_dropout=adapter.dropout,
-            target_modules=list(adapter.target_modules),
-            task_type="CAUSAL_LM",
-        ),
-        autocast_adapter_dtype=False,
-    )
