@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from autotune.memory.layers import Regime
-from autotune.spec.workload import Precision
-from autotune.timing.passes import Passes, fit_passes
+from autotune.plan import Engine, Plan
+from autotune.spec.workload import Precision, Workload
+from autotune.timing.passes import Passes, fit_passes, nonnegative_fit
 
 Array = NDArray[np.float64]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -111,25 +112,37 @@ class ModelTimes(_Part):
 
 
 class OptimizerTimes(_Part):
-    """One AdamW step with clipping before it and zeroing after."""
+    """One AdamW step on plain tensors, clipping before it and zeroing after."""
 
-    dtensors: bool
-    """The parameters are `DTensor`s, as FSDP2's are."""
     tensors: int = Field(ge=1)
     elements: int = Field(ge=1)
     """Of all tensors together, on one rank."""
     seconds: Seconds
 
 
-class LoopTimes(_Part):
-    """What an engine and the Trainer's loop add to the passes, its collectives left out."""
+class EnginePoint(_Part):
+    """A real trial of an engine, some layers deep, at one micro-batch: whole optimizer steps."""
 
-    engine: str
-    """Of `memory.residuals.engine_label`."""
-    parameters: int
-    """Parameter tensors of the model it was measured with."""
-    micro_step_s: float = Field(ge=0)
-    step_s: float = Field(ge=0)
+    layers: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1)
+    seq_len: int = Field(ge=1)
+    step_s: Seconds
+    """At accumulation 1."""
+    step_twice_s: Seconds
+    """At accumulation 2."""
+
+
+class EngineTimes(_Part):
+    """What one engine takes beyond the model's passes, on ranks where nothing overlaps."""
+
+    model: str
+    """Of `memory.knowledge.model_key`."""
+    precision: Precision
+    packing: bool
+    strategy: str
+    """Of `engine_kind`."""
+    num_ranks: int = Field(ge=1)
+    points: tuple[EnginePoint, ...] = Field(min_length=1)
 
 
 class Calibration(_Part):
@@ -152,11 +165,11 @@ class Calibration(_Part):
     """Of a sum of two large tensors into a third."""
     to_host_bytes_per_s: Seconds | None = None
     from_host_bytes_per_s: Seconds | None = None
-    host_adamw_bytes_per_s: Seconds | None = None
-    """What AdamW on the host's memory moves, 36 bytes an element."""
+    host_bytes_per_s: Seconds | None = None
+    """Of a rank's elementwise work on host memory, which CPU Adam is; CUDA alone."""
     optimizer: tuple[OptimizerTimes, ...] = ()
     models: tuple[ModelTimes, ...] = ()
-    loops: tuple[LoopTimes, ...] = ()
+    engines: tuple[EngineTimes, ...] = ()
 
     def collective(self, kind: Collective, ranks: int, stride: int) -> CollectiveCurve | None:
         """Return the curve of a group, else that of the nearest group, else None."""
@@ -196,17 +209,35 @@ class Calibration(_Part):
                 return times.passes
         return None
 
-    def loop(self, engine: str) -> LoopTimes | None:
-        """Return what an engine adds; None when it was not measured."""
-        return next((each for each in self.loops if each.engine == engine), None)
-
-    def optimizer_s(self, *, dtensors: bool, tensors: Any, elements: Any) -> Array | None:
+    def optimizer_s(self, tensors: Any, elements: Any) -> Array | None:
         """Return AdamW's step: an amount a tensor and an amount an element; None: not measured."""
-        points = [p for p in self.optimizer if p.dtensors is dtensors]
-        if not points:
+        if not self.optimizer:
             return None
-        from autotune.timing.passes import nonnegative_fit
-
-        sizes = np.array([[p.tensors, p.elements] for p in points], float)
-        each = nonnegative_fit(sizes, np.array([p.seconds for p in points]))
+        sizes = np.array([[p.tensors, p.elements] for p in self.optimizer], float)
+        each = nonnegative_fit(sizes, np.array([p.seconds for p in self.optimizer]))
         return np.asarray(each[0] * np.asarray(tensors, float) + each[1] * np.asarray(elements))
+
+    def engine(
+        self, model: str, workload: Workload, strategy: str, num_ranks: int
+    ) -> EngineTimes | None:
+        """Return what was measured of an engine; None: not of this one, or not so many ranks."""
+        wanted = (model, workload.precision, workload.packing, strategy, num_ranks)
+        for times in self.engines:
+            known = (times.model, times.precision, times.packing, times.strategy, times.num_ranks)
+            if known == wanted:
+                return times
+        return None
+
+
+def engine_kind(plan: Plan) -> str:
+    """Return what tells plans apart that communicate differently, such as ``zero3-offload``.
+
+    Batches, recomputation and sequence parallelism are left out.
+    """
+    kind = f"zero{plan.zero_stage}" if plan.engine is Engine.DEEPSPEED else str(plan.engine)
+    if plan.engine is Engine.FSDP2:
+        kind += "" if plan.reshard_after_forward else "-kept"
+        kind += "-hybrid" if plan.dp_replicate > 1 else ""
+    if plan.offload_params:
+        return f"{kind}-offload-all"
+    return f"{kind}-offload" if plan.offload_optimizer else kind

@@ -37,12 +37,18 @@ def optimizer_of(
     own = (added or total) / shards
     moved = own * (ADAMW_BYTES if workload.optimizer == "adamw" else _SGD_BYTES)
     if not plan.offload_optimizer:
+        if calibration is not None and workload.optimizer == "adamw":
+            # DeepSpeed steps over one flat partition, the others over the model's tensors.
+            flat = plan.engine is Engine.DEEPSPEED
+            measured = calibration.optimizer_s(1 if flat else _tensors(model), own)
+            if measured is not None:
+                return measured, np.zeros(len(numbers))
         device = hardware.gpu.hbm_bytes_per_s * HBM_EFFICIENCY
         return moved / device, np.zeros(len(numbers))
     host = hardware.host_bytes_per_s / hardware.gpus_per_node * HBM_EFFICIENCY
     down = up = hardware.gpu.host_link.bytes_per_s * LINK_EFFICIENCY
     if calibration is not None:
-        host = calibration.host_adamw_bytes_per_s or host
+        host = calibration.host_bytes_per_s or host
         down = calibration.to_host_bytes_per_s or down
         up = calibration.from_host_bytes_per_s or up
     width = compute_bytes(workload.precision)
@@ -53,3 +59,9 @@ def optimizer_of(
         stored = FP32 if plan.engine is Engine.FSDP2 else width
         transfers = transfers + 2 * steps * stored * total / shards / up
     return moved / host, transfers
+
+
+def _tensors(model: ModelSpec) -> int:
+    """Return about how many parameters a model has: the matrices and norms of its layers."""
+    each = len(model.attention_linears) + len(model.ffn_linears) + model.norms_per_layer
+    return model.num_layers * each + 2

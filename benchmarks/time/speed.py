@@ -69,7 +69,8 @@ def main() -> int:
             )  # fmt: skip
             said = "pass" if median <= TARGET_S else "short"
             print(
-                f"{said}: {median:.2f} s median, {largest:.2f} s max, {used:.2f} s of CPU, target {TARGET_S} s: {what}"
+                f"{said}: {median:.2f} s median, {largest:.2f} s max, {used:.2f} s of CPU, target "
+                f"{TARGET_S} s: {what}"
             )
             slow += median > TARGET_S
     return int(slow > 0)

@@ -215,9 +215,13 @@ def plans_of(model, workload, hardware):
 
 
 @pytest.mark.parametrize(
-    ("name", "hardware"), [("mixtral-8x7b", NODES), ("tiny-qwen3", load_hardware("cpu", 4))]
+    ("name", "hardware", "adapter"),
+    [
+        ("mixtral-8x7b", NODES, None),
+        ("qwen3-8b", NODES, Lora()),
+        ("tiny-qwen3", load_hardware("cpu", 4), None),
+    ],
 )
-@pytest.mark.parametrize("adapter", [None, Lora()])
 def test_a_table_says_what_single_plans_do(name, hardware, adapter):
     model, workload = load_model(name), Workload(seq_len=512, adapter=adapter)
     plans = plans_of(model, workload, hardware)
