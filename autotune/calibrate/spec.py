@@ -1,4 +1,4 @@
-"""What the supervisor asks a sweep's ranks for (`SweepSpec`) and what each answers (`SweepAnswer`)."""
+"""What a sweep's ranks are asked for (`SweepSpec`) and what each answers (`SweepAnswer`)."""
 
 from __future__ import annotations
 

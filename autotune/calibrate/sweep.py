@@ -35,7 +35,10 @@ DEADLINE_S = 300.0
 """After which a sweep is given up: about ten times what one takes."""
 _TAG = "AUTOTUNE_TRIAL_ID"
 _SEQ_LENS = {"cpu": (128, 512), "cuda": (1024, 4096)}
-_BATCHES = (1, 2, 4)
+_BATCHES = (1, 4)
+_ITEM_S = 0.02
+_MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Of a micro-batch that is swept: what a pass costs beyond it is its tokens' share."""
 
 
 def measure_machine(
@@ -59,7 +62,7 @@ def measure_machine(
         packing: The workload's.
         seq_lens: Of the passes; empty takes two that are usual for the device.
         engines: Try the engines too, where nothing overlaps (CPU ranks).
-        item_s: About how long a point is measured; None is right for the device.
+        item_s: About how long a point is measured; None takes 0.02.
 
     Raises:
         AutotuneError: no such devices, or the ranks failed.
@@ -67,17 +70,15 @@ def measure_machine(
     hardware = detect_hardware(num_ranks, device)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="autotune-sweep-") as folder:
-        spec = _spec(
-            hardware, Path(folder), model, precisions, packing, seq_lens, engines, item_s
-        )
+        spec = _spec(hardware, Path(folder), model, precisions, packing, seq_lens, engines, item_s)
         _run(spec, Path(folder))
         answers = [
             SweepAnswer.model_validate_json(path.read_bytes())
             for path in sorted(Path(folder).glob("sweep-*-rank-*.json"))
         ]
     if not any(answer.matmuls for answer in answers):
-        notes = "; ".join(dict.fromkeys(note for a in answers for note in a.notes))
-        raise AutotuneError(f"The sweep measured nothing: {notes or 'its ranks ended early'}.")
+        said = "; ".join(dict.fromkeys(note for a in answers for note in a.notes))
+        raise AutotuneError(f"The sweep measured nothing: {said or 'its ranks ended early'}.")
     notes = list(dict.fromkeys(note for answer in answers for note in answer.notes))
     return (
         Calibration(
@@ -140,24 +141,36 @@ def _spec(
             name=model.name,
             key=model_key(model),
             config=model.hf_config,
-            depths=(max(1, deep // 2), max(2, deep)),
+            depths=(max(1, deep // 4), max(2, deep)),
         )
         if engines and device == "cpu":
             plans = engine_plans(hardware)
-    depths = len(swept.depths) if swept else 0
     return SweepSpec(
         device=device,
         num_ranks=hardware.num_gpus,
         precisions=tuple(precisions),
         packing=packing,
         model=swept,
-        sizes=tuple((batch, length) for length in lengths for batch in _BATCHES),
+        sizes=pass_sizes(lengths, _MOST_TOKENS[device]),
         shapes=tuple({(i, o) for i, o in model.linears.values()}) if model else (),
         strategies=tuple(plan.to_dict() for plan in plans),
-        item_s=item_s or (0.05 if device == "cpu" else 0.02),
-        ports=tuple(free_ports(2 + depths * len(plans))),
+        item_s=item_s or _ITEM_S,
+        ports=tuple(free_ports(2 + len(plans))),
         folder=str(folder),
     )
+
+
+def pass_sizes(lengths: Sequence[int], most_tokens: int) -> tuple[tuple[int, int], ...]:
+    """Return the micro-batches to sweep: few and many sequences of each length."""
+    sizes = [
+        (batch, length)
+        for length in lengths
+        for batch in _BATCHES
+        if batch == 1 or batch * length <= most_tokens
+    ]
+    if len(sizes) == 1:
+        sizes.append((2, lengths[0]))
+    return tuple(sizes)
 
 
 def engine_plans(hardware: HardwareSpec) -> list[Plan]:

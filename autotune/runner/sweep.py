@@ -54,11 +54,11 @@ def _parts(spec: SweepSpec) -> list[tuple[str, Part]]:
         parts.append(("passes", measure_passes))
         # Engines need processes of their own, and only where nothing overlaps do they add up.
         if spec.device == "cpu":
-            for number in range(len(spec.strategies)):
-                parts += [
-                    (f"engine-{number}-{depth}", engine_part(number, depth))
-                    for depth in spec.model.depths
-                ]
+            deepest = max(spec.model.depths)
+            parts += [
+                (f"engine-{number}", engine_part(number, deepest))
+                for number in range(len(spec.strategies))
+            ]
     return parts
 
 

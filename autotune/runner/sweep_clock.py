@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-_LEAST, _MOST = 3, 200
+_LEAST, _MOST = 3, 50
 
 
 class SweepClock:
@@ -19,21 +20,15 @@ class SweepClock:
         self.device = device
         self.item_s = item_s
 
-    def seconds(self, work: Callable[[], object], *, together: bool = True) -> float:
-        """Return the median seconds of `work`, warmed up; the same on all ranks: the slowest's.
-
-        Args:
-            work: Run by every rank at the same time.
-            together: Let the ranks meet before each repetition. Without, short work would be
-                measured with the meeting's scatter in it.
-        """
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return the median seconds of `work`, warmed up; the same on all ranks: the slowest's."""
         work()
-        once = self._slowest(self._once(work, together))
+        once = self._slowest(self._once(work))
         count = max(_LEAST, min(_MOST, int(self.item_s / max(once, 1e-7))))
-        return self._slowest(statistics.median(self._once(work, together) for _ in range(count)))
+        return self._slowest(statistics.median(self._once(work) for _ in range(count)))
 
-    def _once(self, work: Callable[[], object], together: bool) -> float:
-        if together and dist.is_initialized() and dist.get_world_size() > 1:
+    def _once(self, work: Callable[[], object]) -> float:
+        if dist.is_initialized() and dist.get_world_size() > 1:
             dist.barrier()
         self.wait()
         start = time.perf_counter()
@@ -56,8 +51,6 @@ class SweepClock:
 
 def start_group(device: str) -> torch.device:
     """Start the process group of one part and return this rank's device."""
-    import os
-
     if device == "cuda":
         rank = int(os.environ["LOCAL_RANK"])
         torch.cuda.set_device(rank)

@@ -22,7 +22,9 @@ from autotune.spec.workload import Precision, Workload
 from autotune.timing.calibration import ModelTimes, PassPoint
 from autotune.trial.protocol import ModelSource, Request
 
-_REPEATS = 5
+_LEAST, _MOST = 2, 6
+_POINT_S = 0.6
+"""About how long one point is measured."""
 
 
 def measure_passes(spec: SweepSpec, answer: SweepAnswer) -> None:
@@ -92,7 +94,7 @@ def _point(
     forward, backward = _passes(model, regime, inputs, clock)
     recompute = None
     assert spec.model is not None
-    if depth == max(spec.model.depths):
+    if depth == max(spec.model.depths) and (batch, seq_len) in (spec.sizes[0], spec.sizes[-1]):
         # Non-reentrant, as every engine but ZeRO-3 runs it.
         model.gradient_checkpointing_enable({"use_reentrant": False})
         _, recompute = _passes(model, regime, inputs, clock)
@@ -126,14 +128,20 @@ def _passes(
     model: PreTrainedModel, regime: Regime, inputs: dict[str, torch.Tensor], clock: SweepClock
 ) -> tuple[float, float]:
     """Return the seconds of forward with the loss and of backward: medians, slowest rank."""
-    times = [_once(model, regime, inputs, clock) for _ in range(_REPEATS + 1)][1:]
-    found = torch.tensor(
-        [statistics.median(each) for each in zip(*times, strict=True)], device=clock.device
-    )
+    first = _once(model, regime, inputs, clock)
+    count = max(_LEAST, min(_MOST, int(_POINT_S / _slowest([sum(first)], clock)[0])))
+    times = [_once(model, regime, inputs, clock) for _ in range(count)]
+    medians = [statistics.median(each) for each in zip(*times, strict=True)]
+    forward, backward = _slowest(medians, clock)
+    return forward, backward
+
+
+def _slowest(seconds: list[float], clock: SweepClock) -> list[float]:
+    found = torch.tensor(seconds, device=clock.device)
     if dist.get_world_size() > 1:
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    forward, backward = found.tolist()
-    return forward, backward
+    values: list[float] = found.tolist()
+    return values
 
 
 def _once(

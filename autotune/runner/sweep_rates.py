@@ -18,17 +18,17 @@ from autotune.timing.calibration import (
 )
 from autotune.units import MIB
 
-_ROWS = {"cpu": (64, 256, 1024, 4096), "cuda": (128, 1024, 4096, 16384)}
+_ROWS = {"cpu": (128, 512, 2048), "cuda": (128, 1024, 4096, 16384)}
 _SHAPES = {
-    "cpu": ((256, 256), (256, 1024), (1024, 256), (1024, 1024)),
+    "cpu": ((256, 256), (256, 1024), (1024, 1024)),
     "cuda": ((2048, 2048), (4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192)),
 }
 _STREAM_BYTES = {"cpu": 64 * MIB, "cuda": 1024 * MIB}
 _SIZES = {
-    "cpu": tuple(4 * 4**power for power in range(4, 12)),
+    "cpu": tuple(4 * 4**power for power in range(5, 12)),
     "cuda": tuple(4 * 4**power for power in range(4, 14)),
 }
-"""Bytes of the whole data of a collective: 1 KiB to 16 MiB, on CUDA to 256 MiB."""
+"""Bytes of the whole data of a collective: 4 KiB to 16 MiB, on CUDA to 256 MiB."""
 _ADAMW = ((1, 2**18), (1, 2**21), (32, 2**18), (128, 2**18))
 """Tensors, and the elements of all of them."""
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
@@ -51,9 +51,7 @@ def _matmuls(spec: SweepSpec, clock: SweepClock) -> list[MatmulPoint]:
     shapes = dict.fromkeys([*_SHAPES[spec.device], *spec.shapes])
     for precision in spec.precisions:
         for inputs, outputs in shapes:
-            weights = torch.randn(
-                outputs, inputs, device=clock.device, dtype=_DTYPES[precision]
-            )
+            weights = torch.randn(outputs, inputs, device=clock.device, dtype=_DTYPES[precision])
             for rows in _ROWS[spec.device]:
                 x = torch.randn(rows, inputs, device=clock.device, dtype=_DTYPES[precision])
                 seconds = clock.seconds(lambda x=x, w=weights: x @ w.T)  # type: ignore[misc]
@@ -143,7 +141,8 @@ def _groups(world: int) -> list[tuple[int, int]]:
 def _own_group(world: int, ranks: int, stride: int) -> dist.ProcessGroup | None:
     if ranks == world:
         return None
-    own, seen = None, set()
+    own = None
+    seen: set[int] = set()
     for first in range(world):
         members = tuple(first + stride * n for n in range(ranks))
         if first in seen or members[-1] >= world:

@@ -49,6 +49,16 @@ class Passes:
     fixed_forward: Curve
     fixed_backward: Curve
 
+    def seconds(self, layers: int, tokens: float, seq_len: float) -> float:
+        """Return forward and backward of one micro-batch, without recomputation."""
+        each = self.layer_forward.seconds(tokens, seq_len) + self.layer_backward.seconds(
+            tokens, seq_len
+        )
+        fixed = self.fixed_forward.seconds(tokens, seq_len) + self.fixed_backward.seconds(
+            tokens, seq_len
+        )
+        return float(layers * each + fixed)
+
 
 def fit_passes(
     layers: Array,

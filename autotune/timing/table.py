@@ -19,6 +19,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 from autotune.timing.calibration import Calibration
 from autotune.timing.compute import compute_of, layouts
+from autotune.timing.engine import engine_extra
 from autotune.timing.estimate import COMPONENTS, TimeEstimate, TimeTable
 from autotune.timing.flops import model_flops_per_token
 from autotune.timing.links import Links
@@ -111,6 +112,16 @@ def _step(
     launches *= 4 if recomputes else 3  # backward starts about twice as many
     floor = np.maximum(0.0, steps * launches - passes - recomputed - exposed)
     optimizer, offload = optimizer_of(model, workload, plan, numbers, hardware, calibration)
+    overhead = np.zeros(len(numbers))
+    extra = engine_extra(model, workload, plan, numbers, hardware, calibration)
+    if extra is not None:
+        # The engine was tried: what the parts below say of it is scaled or filled up to that.
+        exchange = steps * traffic.blocking
+        said = exposed - exchange + optimizer
+        share = np.minimum(1.0, extra / np.maximum(said, 1e-12))
+        exposed = exchange + share * (exposed - exchange)
+        optimizer = share * optimizer
+        overhead = np.maximum(0.0, extra - said)
     return {
         "compute_s": passes,
         "recompute_s": recomputed,
@@ -118,6 +129,7 @@ def _step(
         "optimizer_s": optimizer,
         "offload_s": offload,
         "launch_s": floor * (not compute.measured),
+        "overhead_s": overhead,
         "hidden_communication_s": np.maximum(0.0, total - exposed),
     }
 

@@ -20,6 +20,10 @@ from autotune.timing.links import Links
 
 Array = NDArray[np.float64]
 
+_DDP_BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's `bucket_cap_mb`
+_ZERO1_BUFFER_ELEMENTS = 5e8  # MEMORY_OPT_ALLREDUCE_SIZE
+_ZERO3_REUSE_ELEMENTS = 1e9  # `stage3_max_reuse_distance` in emit/deepspeed.py
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Traffic:
@@ -41,7 +45,7 @@ def traffic_of(
     model: ModelSpec, workload: Workload, plan: Plan, numbers: Array, links: Links
 ) -> Traffic:
     """Return the traffic of plans that are like `plan` but for their numbers."""
-    batch, _, replicas, shards, cp, _ = numbers.T
+    batch, _, replicas, shards, cp, buckets = numbers.T
     zero = np.zeros(len(numbers))
     width = compute_bytes(workload.precision)
     added = model.num_adapter_parameters(workload.adapter) if workload.adapter else 0
@@ -50,33 +54,48 @@ def traffic_of(
     layers = model.num_layers
     group = shards * cp
 
-    def gather(num_bytes: float, kind: Collective = Collective.ALL_GATHER) -> Array:
-        return links.seconds(kind, num_bytes, group, calls=layers)
+    # One bucket holds whole parameters; a parameter above it goes alone.
+    bucket = np.where(buckets > 0, buckets, float(model.hidden_size**2))
+    pieces = np.clip(trainable / bucket, layers, layers * (len(model.linears) + 1))
+
+    def gather(elements: float, calls: Array | int = layers) -> Array:
+        return links.seconds(Collective.ALL_GATHER, width * elements, group, calls=calls)
+
+    def scatter(calls: Array | int = layers) -> Array:
+        return links.seconds(Collective.REDUCE_SCATTER, FP32 * trainable, group, calls=calls)
 
     forward = backward = once_overlapped = once = zero
     match plan.engine:
         case Engine.DDP:
             once_overlapped = links.seconds(
-                Collective.ALL_REDUCE, FP32 * trainable, replicas * cp, calls=layers
-            )
+                Collective.ALL_REDUCE, FP32 * trainable, replicas * cp,
+                calls=max(1, FP32 * trainable / _DDP_BUCKET_BYTES),
+            )  # fmt: skip
         case Engine.DEEPSPEED if plan.zero_stage == 1:
-            # Reduced at the accumulation boundary, after backward.
-            once = gather(FP32 * trainable, Collective.REDUCE_SCATTER) + gather(width * trainable)
+            # `buffered_allreduce_fallback`: all-reduced whole at the accumulation boundary, after
+            # backward, in flat copies of the two groups (decayed or not).
+            calls = max(2, trainable / _ZERO1_BUFFER_ELEMENTS)
+            once = links.seconds(Collective.ALL_REDUCE, FP32 * trainable, group, calls=calls)
+            once = once + gather(trainable, 2)
         case Engine.DEEPSPEED if plan.zero_stage == 2:
-            # Every micro-step reduces into the owner's partition.
-            backward = gather(FP32 * trainable, Collective.REDUCE_SCATTER)
-            once = gather(width * trainable)
+            # Every micro-step all-reduces the buckets, and the owner keeps its part
+            # (`allreduce_and_scatter`, as `use_multi_rank_bucket_allreduce` defaults to).
+            backward = links.seconds(Collective.ALL_REDUCE, FP32 * trainable, group, calls=pieces)
+            once = gather(trainable, 2)
         case Engine.DEEPSPEED:
-            forward = gather(width * total)
-            backward = forward + gather(FP32 * trainable, Collective.REDUCE_SCATTER)
+            # What is used again within `stage3_max_reuse_distance` stays: half of it on each side
+            # of the turn from forward to backward.
+            again = max(0.0, total - _ZERO3_REUSE_ELEMENTS / 2)
+            forward = gather(total, pieces)
+            backward = scatter(pieces) + (gather(again, pieces) if again else zero)
         case Engine.FSDP2:
-            forward = gather(width * total)
+            forward = gather(total)
             backward = forward if plan.reshard_after_forward else zero
             copies = links.seconds(
                 Collective.ALL_REDUCE, FP32 * trainable / group, replicas, calls=layers,
                 stride=group,
             )  # fmt: skip
-            once_overlapped = gather(FP32 * trainable, Collective.REDUCE_SCATTER) + copies
+            once_overlapped = scatter() + copies
     return Traffic(
         forward=forward,
         backward=backward,
