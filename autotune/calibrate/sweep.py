@@ -31,7 +31,7 @@ from autotune.trial.processes import kill_tagged
 from autotune.trial.protocol import ModelSource, Request, write_message
 
 Device = Literal["cpu", "cuda"]
-DEADLINE_S = 300.0
+DEADLINE_S = 600.0
 """After which a sweep is given up: about ten times what one takes."""
 _TAG = "AUTOTUNE_TRIAL_ID"
 _SEQ_LENS = {"cpu": (128, 512), "cuda": (1024, 4096)}
@@ -71,7 +71,7 @@ def measure_machine(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="autotune-sweep-") as folder:
         spec = _spec(hardware, Path(folder), model, precisions, packing, seq_lens, engines, item_s)
-        _run(spec, Path(folder))
+        notes = _run(spec, Path(folder))
         answers = [
             SweepAnswer.model_validate_json(path.read_bytes())
             for path in sorted(Path(folder).glob("sweep-*-rank-*.json"))
@@ -79,7 +79,7 @@ def measure_machine(
     if not any(answer.matmuls for answer in answers):
         said = "; ".join(dict.fromkeys(note for a in answers for note in a.notes))
         raise AutotuneError(f"The sweep measured nothing: {said or 'its ranks ended early'}.")
-    notes = list(dict.fromkeys(note for answer in answers for note in answer.notes))
+    notes += dict.fromkeys(note for answer in answers for note in answer.notes)
     return (
         Calibration(
             device=device,
@@ -196,12 +196,17 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _run(spec: SweepSpec, folder: Path) -> None:
-    """Start the ranks and wait for them; all are stopped when this returns."""
+def _run(spec: SweepSpec, folder: Path) -> list[str]:
+    """Start the ranks and wait for them; all are stopped when this returns.
+
+    Returns:
+        What cut the sweep short, if anything did: the parts before that count.
+    """
     write_message(spec, folder / SPEC_FILE)
     tag = f"sweep-{os.getpid()}-{time.time_ns()}"
     variables = rank_environment(_request(spec), folder, tag, spec.num_ranks)
     ranks: list[subprocess.Popen[bytes]] = []
+    cut: list[str] = []
     deadline = time.monotonic() + DEADLINE_S
     try:
         for rank in range(spec.num_ranks):
@@ -216,9 +221,13 @@ def _run(spec: SweepSpec, folder: Path) -> None:
                         start_new_session=True,
                     )
                 )
-        while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-            if any(rank.poll() for rank in ranks):
-                break  # the others wait for it in vain
+        while any(rank.poll() is None for rank in ranks):
+            if any(rank.poll() for rank in ranks):  # the others wait for it in vain
+                cut = ["a rank ended early"]
+                break
+            if time.monotonic() > deadline:
+                cut = [f"what was not done after {DEADLINE_S:.0f} s"]
+                break
             time.sleep(0.1)
     finally:
         for each in ranks:
@@ -229,6 +238,7 @@ def _run(spec: SweepSpec, folder: Path) -> None:
     if not list(folder.glob("sweep-*.json")):
         last = (folder / "rank-0.log").read_text(errors="replace").strip().splitlines()[-3:]
         raise AutotuneError(f"The ranks of the sweep failed: {' '.join(last) or 'no message'}")
+    return cut
 
 
 def _request(spec: SweepSpec) -> Request:
