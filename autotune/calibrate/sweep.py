@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -41,10 +42,22 @@ _MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Of a micro-batch that is swept: what a pass costs beyond it is its tokens' share."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where the ranks of a sweep over several hosts of one machine run (network namespaces)."""
+
+    prefixes: tuple[tuple[str, ...], ...]
+    """Of each rank, what comes before its command, such as ``ip netns exec HOST``."""
+    master_address: str
+    """The first rank's host, as the others reach it."""
+    num_nodes: int
+
+
 def measure_machine(
     device: Device,
     num_ranks: int,
     *,
+    places: Places | None = None,
     model: ModelSpec | None = None,
     precisions: Sequence[Precision] = (Precision.BF16,),
     packing: bool = True,
@@ -57,6 +70,7 @@ def measure_machine(
     Args:
         device: What the ranks run on.
         num_ranks: How many, at the same time.
+        places: Of the ranks; None: all on this host.
         model: Whose passes and engines are measured as well.
         precisions: Of products and passes.
         packing: The workload's.
@@ -68,10 +82,13 @@ def measure_machine(
         AutotuneError: no such devices, or the ranks failed.
     """
     hardware = detect_hardware(num_ranks, device)
+    if places is not None:
+        per_node = num_ranks // places.num_nodes
+        hardware = replace(hardware, gpus_per_node=per_node, num_nodes=places.num_nodes)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="autotune-sweep-") as folder:
         spec = _spec(hardware, Path(folder), model, precisions, packing, seq_lens, engines, item_s)
-        notes = _run(spec, Path(folder))
+        notes = _run(spec, Path(folder), places)
         answers = [
             SweepAnswer.model_validate_json(path.read_bytes())
             for path in sorted(Path(folder).glob("sweep-*-rank-*.json"))
@@ -196,7 +213,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _run(spec: SweepSpec, folder: Path) -> list[str]:
+def _run(spec: SweepSpec, folder: Path, places: Places | None) -> list[str]:
     """Start the ranks and wait for them; all are stopped when this returns.
 
     Returns:
@@ -205,15 +222,24 @@ def _run(spec: SweepSpec, folder: Path) -> list[str]:
     write_message(spec, folder / SPEC_FILE)
     tag = f"sweep-{os.getpid()}-{time.time_ns()}"
     variables = rank_environment(_request(spec), folder, tag, spec.num_ranks)
+    if places is not None:
+        variables["MASTER_ADDR"] = places.master_address
     ranks: list[subprocess.Popen[bytes]] = []
     cut: list[str] = []
     deadline = time.monotonic() + DEADLINE_S
     try:
         for rank in range(spec.num_ranks):
             with (folder / f"rank-{rank}.log").open("wb") as log:
+                prefix = places.prefixes[rank] if places is not None else ()
                 ranks.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "autotune.runner.sweep", str(folder / SPEC_FILE)],
+                        [
+                            *prefix,
+                            sys.executable,
+                            "-m",
+                            "autotune.runner.sweep",
+                            str(folder / SPEC_FILE),
+                        ],
                         env=variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                         stdin=subprocess.DEVNULL,
                         stdout=log,

@@ -24,9 +24,11 @@ def main() -> None:
     """Measure every part and leave an answer file for each."""
     die_with_parent()
     spec = read_message(SweepSpec, Path(sys.argv[1]))
-    import accelerate  # noqa: F401  (imported before the forks, so once)
-    import torch
-    import transformers  # noqa: F401
+    import torch  # with what follows before the forks, so once
+
+    if spec.model is not None:
+        import accelerate  # noqa: F401
+        import transformers  # noqa: F401
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     forks = spec.device == "cpu"
