@@ -27,6 +27,8 @@ _SHARED, _ENGINE, _RECOMPUTE, _CP, _SIZE, _SLOPE = 0.30, 0.15, 0.08, 0.10, 0.04,
 doubling of batch or accumulation, and the same for one engine."""
 _NOISE = 0.03
 """Of one trial: a median of steps, launch to launch."""
+_CHUNK = 4096
+"""Plans worked on at once."""
 _EARLIER = 2.0
 """An earlier study's trial counts as one with so many times the noise."""
 
@@ -120,10 +122,13 @@ class _Fit:
         prior = _own_variance(new)
         if not len(self._known):
             return np.zeros(len(plans)), np.sqrt(prior)
-        across = _covariance(new, self._known)
-        solved = np.linalg.solve(self._factor, across.T)
-        variance = np.maximum(prior - (solved**2).sum(axis=0), 1e-8)
-        return across @ self._alpha, np.sqrt(variance)
+        mean, explained = np.zeros(len(plans)), np.zeros(len(plans))
+        for start in range(0, len(plans), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            across = _covariance(new[part], self._known)
+            mean[part] = across @ self._alpha
+            explained[part] = (np.linalg.solve(self._factor, across.T) ** 2).sum(axis=0)
+        return mean, np.sqrt(np.maximum(prior - explained, 1e-8))
 
 
 _KINDS: dict[str, int] = {}

@@ -71,7 +71,12 @@ def read_calibration(path: Path) -> Calibration | None:
 
 
 def calibration_for(hardware: HardwareSpec) -> Calibration | None:
-    """Return what was measured of this machine, where that is the hardware asked about."""
+    """Return what was measured of this machine, where that is the hardware asked about.
+
+    A sweep measures the links of one host, so there is none for several.
+    """
+    if hardware.num_nodes > 1:
+        return None
     try:
         machine = machine_fingerprint("cpu" if hardware.gpu.is_cpu else "cuda")
     except AutotuneError:  # no GPU here: a prediction for another machine

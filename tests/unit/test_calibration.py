@@ -226,6 +226,7 @@ def test_a_calibration_is_kept_and_found(tmp_path, monkeypatch):
     path = save_calibration(known)
     assert calibration_for(CPU) == known
     assert calibration_for(load_hardware("cpu", 4)) is None
+    assert calibration_for(replace(CPU, num_nodes=2, gpus_per_node=1)) is None
     assert calibration_for(load_hardware("h100-sxm", 8)) is None
     # A sweep without the model does not lose it.
     again = calibration(collectives=(curve("all_gather"),))
