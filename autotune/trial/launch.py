@@ -6,12 +6,9 @@ killed search would not reach them. Output goes to files, never to pipes; every 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +18,7 @@ from autotune.errors import AutotuneError
 from autotune.resources import cache_dir
 from autotune.trial.folder import clear_results, read_result, read_results
 from autotune.trial.interrupts import interrupts_held
-from autotune.trial.processes import kill_tagged, oom_kill_count, process_state
+from autotune.trial.processes import oom_kill_count
 from autotune.trial.protocol import (
     REQUEST_FILE,
     Outcome,
@@ -30,8 +27,8 @@ from autotune.trial.protocol import (
     heartbeat_file,
     write_message,
 )
+from autotune.trial.ranks import TAG_VARIABLE, ColdStarter, RankProcess, Starter
 
-TAG_VARIABLE = "AUTOTUNE_TRIAL_ID"
 _POLL_S = 0.1
 _STOPPED_S = 3.0
 """A rank that a signal stopped for this long hangs the others."""
@@ -70,7 +67,7 @@ class Ended:
 @dataclass(kw_only=True, slots=True)
 class _Rank:
     number: int
-    process: subprocess.Popen[bytes]
+    process: RankProcess
     alive_at: float
     """When it was last seen running: it ended after this, and at the latest at `ended_at`."""
     stopped_since: float | None = None
@@ -84,6 +81,7 @@ def run_launch(
     *,
     on_tick: Callable[[], None] = lambda: None,
     environment: dict[str, str] | None = None,
+    starter: Starter | None = None,
 ) -> Ended:
     """Run all ranks of a request to their end and return how they ended.
 
@@ -93,6 +91,7 @@ def run_launch(
         limits: when to give up.
         on_tick: called about ten times a second, for progress displays.
         environment: more variables for the ranks.
+        starter: what starts them; without it each is a fresh interpreter on this host.
 
     Raises:
         AutotuneError: what a rank found to be the user's mistake, such as wrong dataset columns.
@@ -107,16 +106,18 @@ def run_launch(
     write_message(request, folder / REQUEST_FILE)
     variables = rank_environment(request, folder, tag, world) | (environment or {})
     oom_kills, started = oom_kill_count(), time.monotonic()
+    starter = starter or ColdStarter()
     ranks: list[_Rank] = []
     try:
         for number in range(world):
             # One by one: should the next start fail, those before it must be stopped.
-            ranks.append(_start(number, folder, variables))  # noqa: PERF401
+            process = starter.start(number, folder, variables)
+            ranks.append(_Rank(number=number, process=process, alive_at=time.monotonic()))
         verdict = _watch(ranks, folder, tag, limits, started, on_tick)
     finally:
         with interrupts_held():
             _stop(ranks)
-            kill_tagged(TAG_VARIABLE, tag)
+            starter.kill_stragglers(tag)
     results = read_results(folder)
     for result in results:
         if result.error is not None and result.error.user_mistake:
@@ -175,20 +176,6 @@ def native_ops_dir() -> Path:
     return cache_dir() / "torch_extensions"
 
 
-def _start(number: int, folder: Path, variables: dict[str, str]) -> _Rank:
-    log = (folder / f"rank-{number}.log").open("wb")
-    with log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "autotune.runner", str((folder / REQUEST_FILE).resolve())],
-            env=variables | {"RANK": str(number), "LOCAL_RANK": str(number)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return _Rank(number=number, process=process, alive_at=time.monotonic())
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Verdict:
     """Why the watch ended early; None in its place means that every rank ended by itself."""
@@ -241,7 +228,7 @@ def _stalled(
     ranks: list[_Rank], folder: Path, limits: Limits, started: float, now: float
 ) -> _Verdict | None:
     for rank in ranks:
-        if process_state(rank.process.pid) in ("T", "t"):
+        if rank.process.state() in ("T", "t"):
             rank.stopped_since = rank.stopped_since or now
             if now - rank.stopped_since > _STOPPED_S:
                 return _Verdict(
@@ -283,22 +270,14 @@ def _stop(ranks: list[_Rank]) -> None:
     """Ask, then force. A stopped process ignores SIGTERM, so it gets no second chance."""
     running = [rank for rank in ranks if rank.process.poll() is None]
     for rank in running:
-        _signal_group(rank, signal.SIGTERM)
+        rank.process.signal(signal.SIGTERM)
     deadline = time.monotonic() + _TERMINATE_S
     while time.monotonic() < deadline and any(r.process.poll() is None for r in running):
         time.sleep(0.05)
     for rank in running:
-        _signal_group(rank, signal.SIGKILL)  # the whole group, so a rank's children go too
+        rank.process.signal(signal.SIGKILL)  # the whole group, so a rank's children go too
     for rank in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, freeing its memory
-            rank.process.wait(timeout=30)
-
-
-def _signal_group(rank: _Rank, number: signal.Signals) -> None:
-    try:
-        os.killpg(rank.process.pid, number)
-    except ProcessLookupError:
-        pass
+        rank.process.wait(30)  # in the kernel, freeing its memory
 
 
 def _conclude(
