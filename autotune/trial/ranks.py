@@ -57,6 +57,12 @@ class Starter(Protocol):
         """Kill whatever still carries the launch's tag, grandchildren in other sessions too."""
 
 
+def rank_variables(number: int, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables a rank has to itself; the ranks of a host follow one another."""
+    local = number % int(variables["LOCAL_WORLD_SIZE"])
+    return {"RANK": str(number), "LOCAL_RANK": str(local)}
+
+
 def rank_log(folder: Path, number: int) -> Path:
     """Return the file that a rank's output goes to."""
     return folder / f"rank-{number}.log"
@@ -70,7 +76,7 @@ class ColdStarter:
         with rank_log(folder, number).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "autotune.runner", str((folder / REQUEST_FILE).resolve())],
-                env={**variables, "RANK": str(number), "LOCAL_RANK": str(number)},
+                env={**variables, **rank_variables(number, variables)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

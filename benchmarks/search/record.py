@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
-import os
 import random
 import statistics
 import sys
@@ -28,7 +28,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from record_launch import Launcher, Started
+from record_hosts import follow_leader, on_both_hosts, starters_of
+from record_launch import Launcher
 from record_rows import Row, RowFile
 from record_spaces import LANDSCAPES, Arm, Landscape, arms_of, landscape_named, numbered
 from record_story import Story
@@ -98,7 +99,7 @@ class Recorder:
         self._rows.add(rows)
         wall_s = launch_wall_s(rows)
         self._spent_s += wall_s
-        self._story.after(rows, wall_s)
+        self._story.after(arm.engine, rows, wall_s, self._launcher.versions)
         print(f"{number:4d} {arm.name} ({mode}, {format_duration(wall_s)}): {_words(rows)}")
 
     def _left_s(self, number: int, done: int, of: int) -> float:
@@ -134,9 +135,7 @@ def better_part(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Arm]:
     kept = set(ranked[: round(BETTER * len(ranked) + 0.499)])
     parts = (tuple(plan for plan in arm.plans if plan.id in kept) for arm in arms)
     return [
-        Arm(name=arm.name, plans=plans)
-        for arm, plans in zip(arms, parts, strict=True)
-        if plans
+        Arm(name=arm.name, plans=plans) for arm, plans in zip(arms, parts, strict=True) if plans
     ]
 
 
@@ -185,8 +184,7 @@ def _words(rows: Sequence[Row]) -> str:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one recorder at a time write a landscape."""
-    import fcntl
-
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,10 +201,13 @@ def main() -> int:
             arms, refused = arms_of(landscape)
             print("\n".join([*numbered(arms), *(f"refused: {why}" for why in refused.values())]))
             return 0
-        with Started(landscape, args) as started:
-            if started.exit_code is not None:  # another process recorded, on the first host
-                return started.exit_code
-            return record(landscape, args, started)
+        if args.follow:
+            follow_leader(args.follow)
+            return 0
+        if landscape.hosts > 1 and args.lead is None:
+            return on_both_hosts(landscape, sys.argv[1:])
+        record(landscape, args)
+        return 0
     except AutotuneError as error:
         print(f"record: {error}", file=sys.stderr)
         return error.exit_code
@@ -215,18 +216,17 @@ def main() -> int:
         return 130
 
 
-def record(landscape: Landscape, args: argparse.Namespace, started: Started) -> int:
+def record(landscape: Landscape, args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     csv_path = args.out / f"{landscape.name}.csv"
-    launches = args.launches / f"{landscape.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    with locked(args.out / f".{landscape.name}.lock"):
-        launcher = Launcher(landscape, args.steps, launches, started)
-        story = Story(csv_path.with_suffix(".json"), landscape, launcher.measurement, started)
-        with launcher:
-            recorder = Recorder(landscape, launcher, RowFile(csv_path), story, args.rounds)
-            recorder.record(cold_only=args.cold_only)
+    launches = args.launches / f"{landscape.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    network = json.loads(args.network) if args.network else None
+    with locked(args.launches / f"{landscape.name}.lock"), starters_of(landscape, args) as starters:
+        launcher = Launcher(landscape, args.steps, launches, starters)
+        story = Story(csv_path.with_suffix(".json"), landscape, launcher.measurement, network)
+        recorder = Recorder(landscape, launcher, RowFile(csv_path), story, args.rounds)
+        recorder.record(cold_only=args.cold_only)
     print(f"Wrote {csv_path}")
-    return 0
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -240,7 +240,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--launches", type=Path, default=Path("reports"), help="for logs (default: %(default)s)"
     )
+    parser.add_argument(
+        "--starts",
+        choices=["fork", "cold"],
+        default="fork",
+        help="how rounds 1 and up start their ranks (default: %(default)s)",
+    )
     parser.add_argument("--lead", metavar="HOST:PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--follow", metavar="HOST:PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--network", metavar="JSON", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 

@@ -67,7 +67,7 @@ def rows_of(
     arm: Arm, request: Request, ended: Ended, *, round_number: int, launch: int, mode: str
 ) -> list[Row]:
     """Return a row for each rung that a launch reached, the failed one included."""
-    ready_s = _slowest(result.ready_s for result in ended.results)
+    ready_s = _slowest(getattr(result, "ready_s", None) for result in ended.results)
     rows: list[Row] = []
     for record in read_rungs(request, ended.results, ended.outcome, ended.message):
         plan = record.plan_object
@@ -120,7 +120,9 @@ def _counted(record: TrialRecord, plan: Plan) -> tuple[float, ...]:
 
 def _walls(results: list[RankResult], plan: Plan) -> list[float | None]:
     rungs = [rung for result in results for rung in result.rungs]
-    return [r.wall_s for r in rungs if r.micro_batch_size == plan.micro_batch_size]
+    return [
+        getattr(r, "wall_s", None) for r in rungs if r.micro_batch_size == plan.micro_batch_size
+    ]
 
 
 def _parts(results: list[RankResult], plan: Plan) -> AccumulationResult | None:
@@ -196,8 +198,8 @@ _FLOAT = ("step_tokens", "warmup_s", "rung_wall_s", "launch_ready_s")
 
 
 def _read(values: dict[str, str]) -> Row:
-    kinds: dict[str, Any] = {name: int for name in (*_INT, *_OPTIONAL_INT)}
-    kinds |= {name: float for name in _FLOAT}
+    kinds: dict[str, Any] = dict.fromkeys((*_INT, *_OPTIONAL_INT), int)
+    kinds |= dict.fromkeys(_FLOAT, float)
     converted = {
         name: kinds[name](text) if text and name in kinds else (text if name not in kinds else None)
         for name, text in values.items()

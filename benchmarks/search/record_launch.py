@@ -1,0 +1,78 @@
+"""One launch of an arm, and what of it becomes rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from record_rows import Row, rows_of, rungs_of
+from record_spaces import Arm, Landscape
+
+from autotune.spec.model import load_model
+from autotune.trial.launch import Limits, run_launch
+from autotune.trial.native_ops import build_native_ops
+from autotune.trial.protocol import Measurement, ModelSource, Request
+from autotune.trial.ranks import Starter
+
+LAUNCH_LIMIT_S = 300.0
+HANG_S = 120.0
+CAPPED_S = 4.0
+"""A rung counts fewer steps, three at least, where they would take longer than this."""
+
+
+class Launcher:
+    """Starts the arms of a landscape and reads what their ranks measured.
+
+    Args:
+        landscape: What is recorded.
+        steps: Counted steps of a rung, at most.
+        folder: For the launches' requests, results and logs.
+        starters: By launch mode, ``cold`` and where there is one ``fork``.
+    """
+
+    def __init__(
+        self, landscape: Landscape, steps: int, folder: Path, starters: Mapping[str, Starter]
+    ) -> None:
+        self._landscape = landscape
+        self._model = load_model(landscape.model)
+        self._folder = folder
+        self._starters = starters
+        self.versions: dict[str, str] = {}
+        self.measurement = Measurement(
+            warmup_steps=1,
+            min_steps=min(3, steps),
+            max_steps=steps,
+            target_seconds=CAPPED_S,
+            max_direct_accumulation=landscape.global_batch_size,
+        )
+
+    @property
+    def mode(self) -> str:
+        """How the launches that count are started."""
+        return "fork" if "fork" in self._starters else "cold"
+
+    def launch(self, arm: Arm, *, round_number: int, number: int, mode: str) -> list[Row]:
+        """Run the arm's ladder in one launch; return a row for each rung that was reached."""
+        folder = self._folder / f"{number:04d}-{arm.name.replace(' ', '-')}"
+        request = self._request(arm, folder)
+        build_native_ops(request, folder)
+        limits = Limits(deadline_s=LAUNCH_LIMIT_S, hang_s=HANG_S)
+        ended = run_launch(request, folder, limits, starter=self._starters[mode])
+        found = next((result.versions for result in ended.results if result.versions), {})
+        self.versions = found or self.versions
+        return rows_of(arm, request, ended, round_number=round_number, launch=number, mode=mode)
+
+    def _request(self, arm: Arm, folder: Path) -> Request:
+        landscape = self._landscape
+        return Request(
+            launch_id=folder.name,
+            mode="trial",
+            model=ModelSource(name=self._model.name, config=self._model.hf_config),
+            plan=arm.first.to_dict(),
+            workload=landscape.workload(),
+            device=landscape.device,
+            out_dir=str(folder.resolve()),
+            rungs=rungs_of(arm.plans),
+            measurement=self.measurement,
+            memory_limit_bytes=landscape.memory_limit_bytes(),
+        )
