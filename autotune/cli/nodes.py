@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli.options import positive_int
 from autotune.errors import AutotuneError
 
 if TYPE_CHECKING:
+    from autotune.search.space import Family
+    from autotune.search.tuner import Job
     from autotune.trial.nodes.leader import Leader
 
 _OWN_TO_A_HOST = {"node_rank", "out", "output_dir", "json", "run", "rdzv_timeout"}
@@ -115,6 +117,28 @@ def leading(args: argparse.Namespace, num_gpus: int, device: str) -> Iterator[Le
         say=_say,
     ) as leader:
         yield leader
+
+
+def prepare_hosts(leader: Leader | None, families: Sequence[Family], job: Job) -> None:
+    """Have the other hosts build what the families need, before a deadline of theirs runs."""
+    from autotune.trial.native_ops import needed_ops
+    from autotune.trial.protocol import Request
+
+    if leader is None:
+        return
+    plans = [family.ladder[0].plan for family in families]
+    for plan in {tuple(needed_ops(plan, job.device)): plan for plan in plans}.values():
+        leader.build_native_ops(
+            Request(
+                launch_id="ops",
+                mode="trial",
+                model=job.model,
+                plan=plan.to_dict(),
+                workload=job.workload,
+                device="cuda" if job.device == "cuda" else "cpu",
+                out_dir="",
+            )
+        )
 
 
 def _leads(args: argparse.Namespace) -> bool:

@@ -88,10 +88,12 @@ def follow(
 def _connect(endpoint: Endpoint, secret: bytes, wait_limit_s: float) -> Wire:
     ends = time.monotonic() + wait_limit_s
     while True:
+        connection = None
         try:
             connection = socket.create_connection((endpoint.address(), endpoint.port), timeout=10)
             wire = Wire(connection, secret, accepted=False)
             if wire.receive(10.0) is not None:
+                connection = None  # it is the wire's from here on
                 return wire
             why = "it said nothing"
         except WrongSecret:
@@ -100,6 +102,9 @@ def _connect(endpoint: Endpoint, secret: bytes, wait_limit_s: float) -> Wire:
             ) from None
         except (OSError, WireClosed) as error:
             why = str(error)
+        finally:
+            if connection is not None:
+                connection.close()
         if time.monotonic() > ends:
             raise NothingFitsError(
                 f"No leader at {endpoint} after {wait_limit_s:.0f} s ({why}). Start the same "
