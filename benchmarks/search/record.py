@@ -222,7 +222,7 @@ def record(landscape: Landscape, args: argparse.Namespace) -> None:
     launches = args.launches / f"{landscape.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     network = json.loads(args.network) if args.network else None
     with locked(args.launches / f"{landscape.name}.lock"), starters_of(landscape, args) as starters:
-        launcher = Launcher(landscape, args.steps, launches, starters)
+        launcher = Launcher(landscape, args.steps, launches, starters, args.starts)
         story = Story(csv_path.with_suffix(".json"), landscape, launcher.measurement, network)
         recorder = Recorder(landscape, launcher, RowFile(csv_path), story, args.rounds)
         recorder.record(cold_only=args.cold_only)

@@ -9,7 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from netns import Hosts, measure_link
 from record_spaces import Landscape
@@ -27,23 +27,24 @@ _END_S = 30.0
 
 
 @contextlib.contextmanager
-def starters_of(landscape: Landscape, args: argparse.Namespace) -> Iterator[Mapping[str, Starter]]:
-    """Return what starts a launch, by launch mode."""
-    with contextlib.ExitStack() as stack:
-        starters: dict[str, Starter] = {"cold": ColdStarter()}
-        if args.lead is not None:
-            leader = Leader(
-                Endpoint.parse(args.lead),
-                num_nodes=landscape.hosts,
-                ranks_per_node=landscape.ranks // landscape.hosts,
-                secret=shared_secret(),
-                description=installed_versions(),
-                local=starters["cold"],
-                join_limit_s=_JOIN_S,
-                say=_say,
-            )
-            starters["cold"] = stack.enter_context(leader)
-        yield starters
+def starters_of(
+    landscape: Landscape, args: argparse.Namespace
+) -> Iterator[Callable[[str], Starter]]:
+    """Return what gives the starter of a launch mode."""
+    here: dict[str, Starter] = {"cold": ColdStarter()}
+    if args.lead is None:
+        yield here.__getitem__
+        return
+    with Leader(
+        Endpoint.parse(args.lead),
+        num_nodes=landscape.hosts,
+        ranks_per_node=landscape.ranks // landscape.hosts,
+        secret=shared_secret(),
+        description=installed_versions(),
+        join_limit_s=_JOIN_S,
+        say=_say,
+    ) as leader:
+        yield lambda mode: leader.use(here[mode], fork=mode == "fork")
 
 
 def follow_leader(endpoint: str) -> None:

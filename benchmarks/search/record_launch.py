@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
+from record_clock import LaunchClock
 from record_rows import Row, rows_of, rungs_of
 from record_spaces import Arm, Landscape
 
@@ -27,16 +28,23 @@ class Launcher:
         landscape: What is recorded.
         steps: Counted steps of a rung, at most.
         folder: For the launches' requests, results and logs.
-        starters: By launch mode, ``cold`` and where there is one ``fork``.
+        starters: What starts a launch, by its mode.
+        mode: How the launches that count are started, ``fork`` or ``cold``.
     """
 
     def __init__(
-        self, landscape: Landscape, steps: int, folder: Path, starters: Mapping[str, Starter]
+        self,
+        landscape: Landscape,
+        steps: int,
+        folder: Path,
+        starters: Callable[[str], Starter],
+        mode: str,
     ) -> None:
         self._landscape = landscape
         self._model = load_model(landscape.model)
         self._folder = folder
         self._starters = starters
+        self.mode = mode
         self.versions: dict[str, str] = {}
         self.measurement = Measurement(
             warmup_steps=1,
@@ -46,21 +54,21 @@ class Launcher:
             max_direct_accumulation=landscape.global_batch_size,
         )
 
-    @property
-    def mode(self) -> str:
-        """How the launches that count are started."""
-        return "fork" if "fork" in self._starters else "cold"
-
     def launch(self, arm: Arm, *, round_number: int, number: int, mode: str) -> list[Row]:
         """Run the arm's ladder in one launch; return a row for each rung that was reached."""
         folder = self._folder / f"{number:04d}-{arm.name.replace(' ', '-')}"
         request = self._request(arm, folder)
         build_native_ops(request, folder)
         limits = Limits(deadline_s=LAUNCH_LIMIT_S, hang_s=HANG_S)
-        ended = run_launch(request, folder, limits, starter=self._starters[mode])
+        starter = self._starters(mode)
+        clock = LaunchClock(folder=folder, num_ranks=self._landscape.ranks)
+        ended = run_launch(request, folder, limits, on_tick=clock.look, starter=starter)
+        clock.look()
         found = next((result.versions for result in ended.results if result.versions), {})
         self.versions = found or self.versions
-        return rows_of(arm, request, ended, round_number=round_number, launch=number, mode=mode)
+        return rows_of(
+            arm, request, ended, clock, round_number=round_number, launch=number, mode=mode
+        )
 
     def _request(self, arm: Arm, folder: Path) -> Request:
         landscape = self._landscape

@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from record_clock import LaunchClock
 from record_spaces import Arm
 
 from autotune.errors import AutotuneError
@@ -64,18 +65,24 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 def rows_of(
-    arm: Arm, request: Request, ended: Ended, *, round_number: int, launch: int, mode: str
+    arm: Arm,
+    request: Request,
+    ended: Ended,
+    clock: LaunchClock,
+    *,
+    round_number: int,
+    launch: int,
+    mode: str,
 ) -> list[Row]:
     """Return a row for each rung that a launch reached, the failed one included."""
-    ready_s = _slowest(getattr(result, "ready_s", None) for result in ended.results)
+    ready_s = clock.ready_s
     rows: list[Row] = []
     for record in read_rungs(request, ended.results, ended.outcome, ended.message):
         plan = record.plan_object
-        walls = [wall for wall in _walls(ended.results, plan) if wall is not None]
         parts = _parts(ended.results, plan)
         ran = record.outcome in (Outcome.OK, Outcome.THRASH)
-        if walls and ran:
-            wall_s = max(walls)
+        if ran:
+            wall_s = clock.wall_s[plan.micro_batch_size]
         else:  # what is left of the launch: the failed rung, and noticing that it failed
             wall_s = max(0.0, ended.elapsed_s - (ready_s or 0.0) - sum(r.rung_wall_s for r in rows))
         rows.append(
@@ -118,13 +125,6 @@ def _counted(record: TrialRecord, plan: Plan) -> tuple[float, ...]:
     return record.step_times_s
 
 
-def _walls(results: list[RankResult], plan: Plan) -> list[float | None]:
-    rungs = [rung for result in results for rung in result.rungs]
-    return [
-        getattr(r, "wall_s", None) for r in rungs if r.micro_batch_size == plan.micro_batch_size
-    ]
-
-
 def _parts(results: list[RankResult], plan: Plan) -> AccumulationResult | None:
     """Return what rank 0 measured at the plan's own accumulation."""
     rungs = results[0].rungs if results else []
@@ -136,10 +136,6 @@ def _parts(results: list[RankResult], plan: Plan) -> AccumulationResult | None:
         if part.grad_accum_steps == plan.grad_accum_steps
     ]
     return accumulations[0] if accumulations else None
-
-
-def _slowest(values: Any) -> float | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 def _json(values: Any) -> str:

@@ -154,7 +154,7 @@ LANDSCAPES = {
             global_batch_size=16,
             ranks=4,
             hosts=2,
-            rate_mbit=1000,
+            rate_mbit=500,
             strategies=(*SHARDED, "hsdp"),
             micro_batches=(1, 2, 4),
         ),

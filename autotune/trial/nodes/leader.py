@@ -52,6 +52,7 @@ class Leader:
         secret: What `wire.shared_secret` says.
         description: What must be alike on all hosts, by name.
         local: Starts the ranks of this host.
+        fork: Whether the other hosts fork theirs as well.
         join_limit_s: How long `with` waits for the other hosts.
         say: Where a line for people goes.
     """
@@ -65,6 +66,7 @@ class Leader:
         secret: bytes,
         description: Mapping[str, Any],
         local: Starter | None = None,
+        fork: bool = False,
         join_limit_s: float = JOIN_LIMIT_S,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -74,6 +76,7 @@ class Leader:
         self._secret = secret
         self._description = dict(description)
         self._local = local or ColdStarter()
+        self._fork = fork
         self._join_limit_s = join_limit_s
         self._say = say
         self._changed = threading.Condition()
@@ -120,6 +123,11 @@ class Leader:
             follower.gone.wait(max(0.0, ends - time.monotonic()))
             follower.wire.close()
 
+    def use(self, local: Starter, *, fork: bool) -> Self:
+        """Start ranks so from now on: those of this host by `local`, the others' likewise."""
+        self._local, self._fork = local, fork
+        return self
+
     def start(self, number: int, folder: Path, variables: Mapping[str, str]) -> RankProcess:
         """Start a rank; the first of a launch waits for a host that was lost to come back.
 
@@ -132,6 +140,14 @@ class Leader:
         if node == 0:
             return self._local.start(number, folder, self._own_variables(folder, variables))
         return self._followers[node].start_rank(number)
+
+    def lost(self) -> str | None:
+        """Say whether what starts the ranks of this host died."""
+        return self._local.lost()
+
+    def notes(self) -> list[str]:
+        """Return what is to be known of the starts here."""
+        return self._local.notes()
 
     def kill_stragglers(self, tag: str) -> None:
         """Kill what carries the tag, on every host."""
@@ -160,7 +176,13 @@ class Leader:
         shared |= {name: variables[name] for name in _SHARED_VARIABLES}
         shared["MASTER_ADDR"] = self._address
         for follower in self._followers.values():
-            follower.begin(request, folder, shared, self._ranks_per_node)
+            follower.begin(
+                request,
+                folder,
+                variables=shared,
+                ranks_per_node=self._ranks_per_node,
+                fork=self._fork,
+            )
 
     def _own_variables(self, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of a rank of this host: it is one of several."""
@@ -279,18 +301,11 @@ class _Follower:
     leaving: bool = False
     gone: threading.Event = field(default_factory=threading.Event)
 
-    def begin(
-        self, request: Request, folder: Path, variables: Mapping[str, str], ranks_per_node: int
-    ) -> None:
+    def begin(self, request: Request, folder: Path, **launch: Any) -> None:
         self.ranks = {}
         self.folder, self.launch_id = folder, request.launch_id
         self.world_size = request.plan_object().world_size
-        self._send(
-            "launch",
-            request=request.model_dump(mode="json"),
-            variables=dict(variables),
-            ranks_per_node=ranks_per_node,
-        )
+        self._send("launch", request=request.model_dump(mode="json"), **launch)
 
     def start_rank(self, number: int) -> RemoteRank:
         rank = self.ranks[number] = RemoteRank(self, number)
