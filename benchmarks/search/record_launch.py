@@ -11,7 +11,7 @@ from record_spaces import Arm, Landscape
 
 from autotune.spec.model import load_model
 from autotune.trial.launch import Limits, run_launch
-from autotune.trial.native_ops import build_native_ops
+from autotune.trial.native_ops import build_native_ops, needed_ops
 from autotune.trial.protocol import Measurement, ModelSource, Request
 from autotune.trial.ranks import Starter
 
@@ -45,6 +45,7 @@ class Launcher:
         self._folder = folder
         self._starters = starters
         self.mode = mode
+        self._built: set[tuple[str, ...]] = set()
         self.versions: dict[str, str] = {}
         self.measurement = Measurement(
             warmup_steps=1,
@@ -58,7 +59,10 @@ class Launcher:
         """Run the arm's ladder in one launch; return a row for each rung that was reached."""
         folder = self._folder / f"{number:04d}-{arm.name.replace(' ', '-')}"
         request = self._request(arm, folder)
-        build_native_ops(request, folder)
+        ops = tuple(needed_ops(arm.first, self._landscape.device))
+        if ops not in self._built:  # to look costs an import of DeepSpeed
+            build_native_ops(request, folder)
+            self._built.add(ops)
         limits = Limits(deadline_s=LAUNCH_LIMIT_S, hang_s=HANG_S)
         starter = self._starters(mode)
         clock = LaunchClock(folder=folder, num_ranks=self._landscape.ranks)

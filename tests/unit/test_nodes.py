@@ -1,17 +1,24 @@
 """Launches over several hosts: the wire between them, and who may join."""
 
+import signal
 import socket
+import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autotune.errors import AutotuneError, NothingFitsError
+from autotune.plan import Engine, Plan
+from autotune.spec.workload import Workload
+from autotune.trial.launch import rank_environment
 from autotune.trial.nodes.follower import follow
 from autotune.trial.nodes.hosts import Endpoint, differences, interface_of, is_here
-from autotune.trial.nodes.leader import Leader
+from autotune.trial.nodes.leader import Leader, RemoteRank
 from autotune.trial.nodes.wire import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
@@ -20,6 +27,20 @@ from autotune.trial.nodes.wire import (
     WrongSecret,
     shared_secret,
 )
+from autotune.trial.processes import process_state
+from autotune.trial.protocol import (
+    REQUEST_FILE,
+    ModelSource,
+    Outcome,
+    RankError,
+    RankResult,
+    Request,
+    heartbeat_file,
+    rank_result_file,
+    read_message,
+    write_message,
+)
+from autotune.trial.ranks import LocalRank, rank_log
 
 SECRET = b"of all hosts"
 
@@ -230,3 +251,105 @@ def test_an_endpoint_of_another_host_cannot_be_led_from_here() -> None:
         leader_at(Endpoint(host="192.0.2.1", port=29400)),
     ):
         pass
+
+
+class Sleepers:
+    """Starts processes that wait for a signal, with what a rank would have written by then."""
+
+    def start(self, number: int, folder: Path, variables: Mapping[str, str]) -> LocalRank:
+        assert variables["MASTER_ADDR"] == "127.0.0.1" and variables["WORLD_SIZE"] == "2"
+        (folder / heartbeat_file(number)).touch()
+        rank_log(folder, number).write_text(f"rank {number} of {variables['WORLD_SIZE']}\n")
+        request = read_message(Request, folder / REQUEST_FILE)
+        error = RankError(outcome=Outcome.OOM, message="no", traceback="", time_s=time.monotonic())
+        failed = RankResult(
+            launch_id=request.launch_id, rank=number, world_size=2, complete=True, error=error
+        )
+        if variables.get("AUTOTUNE_TEST") == "fails":
+            write_message(failed, folder / rank_result_file(number))
+        return LocalRank(subprocess.Popen(["sleep", "100"], start_new_session=True))
+
+    def kill_stragglers(self, tag: str) -> None:
+        assert tag == "one"
+
+    def lost(self) -> str | None:
+        return None
+
+    def notes(self) -> list[str]:
+        return []
+
+
+@contextmanager
+def launched(leader: Leader, folder: Path, **more: str) -> Iterator[tuple[LocalRank, RemoteRank]]:
+    """Start a rank on either host; stop them at the end."""
+    plan = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=2)
+    request = Request(
+        launch_id="one",
+        mode="trial",
+        model=ModelSource(name="tiny-qwen3", config={}),
+        plan=plan.to_dict(),
+        workload=Workload(seq_len=64, global_batch_size=2),
+        device="cpu",
+        out_dir=str(folder),
+    )
+    write_message(request, folder / REQUEST_FILE)
+    variables = rank_environment(request, folder, "one", 2) | more
+    ranks = [leader.start(number, folder, variables) for number in (0, 1)]
+    try:
+        yield ranks  # type: ignore[misc]
+    finally:
+        for rank in ranks:
+            rank.signal(signal.SIGKILL)
+        assert all(rank.wait(10) is not None for rank in ranks)
+        leader.kill_stragglers("one")
+
+
+def sleepers(fork: bool, folder: Path) -> nullcontext[Sleepers]:
+    return nullcontext(Sleepers())
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def test_a_rank_of_another_host_is_a_rank_as_any_other(tmp_path: Path) -> None:
+    endpoint = free_endpoint()
+    join(endpoint, starters=sleepers)
+    with leader_at(endpoint, local=Sleepers()) as leader:
+        with launched(leader, tmp_path) as (_, there):
+            until(lambda: there.pid > 0 and rank_log(tmp_path, 1).exists())
+            assert rank_log(tmp_path, 1).read_text() == "rank 1 of 2\n"
+            assert there.poll() is None and there.state() == "R"
+            until(lambda: (tmp_path / heartbeat_file(1)).exists())
+            there.signal(signal.SIGSTOP)
+            until(lambda: there.state() == "T")
+            there.signal(signal.SIGCONT)
+            until(lambda: there.state() != "T")
+            there.signal(signal.SIGTERM)
+            assert there.wait(10) == -signal.SIGTERM and there.state() is None
+        with launched(leader, tmp_path, AUTOTUNE_TEST="fails"):
+            until(lambda: (tmp_path / rank_result_file(1)).exists())
+            result = read_message(RankResult, tmp_path / rank_result_file(1))
+            assert result.error is not None and result.error.outcome is Outcome.OOM
+            assert abs(time.monotonic() - result.error.time_s) < 10
+
+
+def test_a_lost_host_is_named_as_the_cause(tmp_path: Path) -> None:
+    endpoint = free_endpoint()
+    ended = join(endpoint, starters=sleepers)
+    with leader_at(endpoint, local=Sleepers()) as leader, launched(leader, tmp_path) as (_, there):
+        until(lambda: there.pid > 0)
+        leader._followers[1].wire.close()
+        until(lambda: there.poll() is not None)
+        result = read_message(RankResult, tmp_path / rank_result_file(1))
+        assert result.complete and result.error is not None
+        assert "lost with its host" in result.error.message
+        ended_threads[-1].join(20)
+        assert isinstance(ended[0], NothingFitsError) and "was lost" in str(ended[0])
+        assert process_state(there.pid) is None  # it stopped its ranks by itself
+        join(endpoint, starters=sleepers)  # it comes back, and the next launch finds it
+        with launched(leader, tmp_path) as (_, again):
+            until(lambda: again.pid > 0)

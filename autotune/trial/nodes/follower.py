@@ -10,9 +10,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.trial.interrupts import interrupts_held
@@ -39,13 +41,20 @@ _TERMINATE_S = 2.0
 _STOPPED = ("T", "t")
 
 
+def starter_here(fork: bool, folder: Path) -> AbstractContextManager[Starter]:
+    """Return what starts ranks of this host: by forking, with the server's log in the folder."""
+    from autotune.trial.forkserver import ForkServer
+
+    return ForkServer(folder) if fork else contextlib.nullcontext(ColdStarter())
+
+
 def follow(
     endpoint: Endpoint,
     *,
     node_rank: int | None,
     secret: bytes,
     description: Mapping[str, Any],
-    local: Starter | None = None,
+    starters: Callable[[bool, Path], AbstractContextManager[Starter]] = starter_here,
     wait_limit_s: float = WAIT_LIMIT_S,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -56,7 +65,7 @@ def follow(
         node_rank: Which host this is; None takes the next that is free.
         secret: What `wire.shared_secret` says.
         description: What must be alike on all hosts, by name.
-        local: Starts the ranks of this host.
+        starters: Makes what starts the ranks of this host, forking or not, with a folder for logs.
         wait_limit_s: How long to wait for a leader.
         say: Where a line for people goes.
 
@@ -75,7 +84,8 @@ def follow(
         if answer["kind"] == "refused":
             raise AutotuneError(f"The leader at {endpoint} refused this host: {answer['why']}")
         say(f"node {answer['node_rank']}, led by {endpoint}")
-        _Serving(wire=wire, address=answer["address"], local=local or ColdStarter()).serve()
+        with _Serving(wire=wire, address=answer["address"], starters=starters) as serving:
+            serving.serve()
     except WireClosed as why:
         raise NothingFitsError(
             f"The leader at {endpoint} was lost: {why}. Its ranks here were stopped; start the "
@@ -120,6 +130,7 @@ class _Launch:
     request: Request
     folder: Path
     variables: dict[str, str]
+    starter: Starter
     ranks: dict[int, RankProcess] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     sent: dict[Path, int] = field(default_factory=dict)
@@ -129,26 +140,45 @@ class _Launch:
 class _Serving:
     """The loop of a host that follows."""
 
-    def __init__(self, *, wire: Wire, address: str, local: Starter) -> None:
+    def __init__(
+        self,
+        *,
+        wire: Wire,
+        address: str,
+        starters: Callable[[bool, Path], AbstractContextManager[Starter]],
+    ) -> None:
         self._wire = wire
         self._address = address
-        self._local = local
+        self._make_starter = starters
+        self._stack = contextlib.ExitStack()
+        self._starters: dict[bool, Starter] = {}
+        self._logs = Path(tempfile.mkdtemp(prefix="autotune-follower-"))
         self._launch: _Launch | None = None
         self._stopped: dict[int, str | None] = {}
         self._said_at = 0.0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with interrupts_held():
+            self._end_launch()
+            self._stack.close()
+            shutil.rmtree(self._logs, ignore_errors=True)
+
     def serve(self) -> None:
-        try:
-            while True:
-                message = self._wire.receive(_TICK_S)
-                if message is not None and not self._take(message):
-                    return
-                self._tell()
-                if time.monotonic() - self._wire.heard_at > _SILENT_S:
-                    raise WireClosed(f"it said nothing for {_SILENT_S:.0f} s")
-        finally:
-            with interrupts_held():
-                self._end_launch()
+        while True:
+            message = self._wire.receive(_TICK_S)
+            if message is not None and not self._take(message):
+                return
+            self._tell()
+            if time.monotonic() - self._wire.heard_at > _SILENT_S:
+                raise WireClosed(f"it said nothing for {_SILENT_S:.0f} s")
 
     def _take(self, message: dict[str, Any]) -> bool:
         """Do what the leader says; return False when it lets this host go."""
@@ -158,8 +188,9 @@ class _Serving:
                 self._begin(message)
             case "start" if self._launch is not None:
                 number = message["rank"]
-                rank = self._local.start(number, self._launch.folder, self._launch.variables)
-                self._launch.ranks[number] = rank
+                launch = self._launch
+                rank = launch.starter.start(number, launch.folder, launch.variables)
+                launch.ranks[number] = rank
                 self._send("started", rank=number, pid=rank.pid)
             case "signal" if self._launch is not None:
                 rank = self._launch.ranks[message["rank"]]
@@ -186,7 +217,18 @@ class _Serving:
         # What names a place or a process of the leader's has its own value here.
         kept = {name: own[name] for name in own if name.startswith("AUTOTUNE_")}
         variables = {**own, **shared, **kept, **interface_variables(self._address)}
-        self._launch = _Launch(request=request, folder=folder, variables=variables)
+        self._launch = _Launch(
+            request=request,
+            folder=folder,
+            variables=variables,
+            starter=self._starter(message["fork"]),
+        )
+
+    def _starter(self, fork: bool) -> Starter:
+        if fork not in self._starters:
+            made = self._make_starter(fork, self._logs)
+            self._starters[fork] = self._stack.enter_context(made)
+        return self._starters[fork]
 
     def _build(self, request: Request) -> None:
         why_not = ""
@@ -277,6 +319,6 @@ class _Serving:
         for rank in running:
             rank.signal(signal.SIGKILL)
             rank.wait(30)
-        self._local.kill_stragglers(launch.variables[TAG_VARIABLE])
+        launch.starter.kill_stragglers(launch.variables[TAG_VARIABLE])
         with contextlib.suppress(OSError):
             shutil.rmtree(launch.folder)
