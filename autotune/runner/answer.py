@@ -14,6 +14,7 @@ from typing import Any
 
 from autotune.errors import AutotuneError
 from autotune.trial.protocol import (
+    STARTED_VARIABLE,
     Outcome,
     RankError,
     RankResult,
@@ -24,6 +25,8 @@ from autotune.trial.protocol import (
     write_message,
 )
 
+FORKED_VARIABLE = "AUTOTUNE_FORKED"
+"""Set in a rank that the fork server made."""
 _PR_SET_PDEATHSIG = 1
 _VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "autotune-llm")
 
@@ -39,7 +42,22 @@ class Answer:
             rank=self.rank,
             world_size=int(os.environ["WORLD_SIZE"]),
             versions=_versions(),
+            start="fork" if os.environ.get(FORKED_VARIABLE) else "cold",
         )
+
+    def since_start_s(self) -> float | None:
+        """Return the seconds since the launch's start; None where no supervisor said when."""
+        started = os.environ.get(STARTED_VARIABLE)
+        return None if started is None else time.monotonic() - float(started)
+
+    def imported(self) -> None:
+        """Note how long it took until everything was imported."""
+        self.result.imports_s = self.since_start_s()
+
+    def first_step(self) -> None:
+        """Note when the first step begins; later ones change nothing."""
+        if self.result.ready_s is None:
+            self.result.ready_s = self.since_start_s()
 
     def heartbeat(self) -> None:
         """Tell the supervisor that this rank is making progress.
@@ -88,7 +106,11 @@ class Answer:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, however it dies (prctl(2))."""
+    """Ask the kernel to kill this process when its parent dies, however it dies (prctl(2)).
+
+    The parent is the process that made it: the supervisor, or the fork server, which itself dies
+    with the supervisor. A fork does not inherit the wish, so every rank asks for itself.
+    """
     parent = int(os.environ["AUTOTUNE_PARENT_PID"])
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call

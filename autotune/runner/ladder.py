@@ -99,7 +99,9 @@ class Ladder(TrainerCallback):
         gauge: Gauge,
         report: Callable[[RungResult], None],
         progress: Callable[[], None],
+        first_step: Callable[[], None],
     ) -> None:
+        self._first_step = first_step
         self._segments = segments_of(rungs, measurement)
         self._measurement = measurement
         self.timer = timer
@@ -140,6 +142,7 @@ class Ladder(TrainerCallback):
         self._steps, self._tokens, self._seen = [], [], 0
         self._wanted = self._measurement.max_steps
         self._gauge.reset()
+        self._first_step()
         self.timer.begin()
         return segment
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from autotune.plan import Engine, Plan
+from autotune.plan import Plan
 from autotune.resources import cache_dir
 from autotune.runner.answer import Answer
 from autotune.runner.checks import CheckCallback
@@ -72,8 +72,6 @@ def open_session(request: Request, answer: Answer) -> Session:
     The baseline comes after imports and data, so that the limit holds for model and training.
     """
     plan = request.plan_object()
-    if plan.engine is Engine.DEEPSPEED:
-        import deepspeed  # noqa: F401  (part of the baseline, not of the model's memory)
     start_process_group(request, plan)
     CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
     data = build_sequences(request, cache_dir() / "tokenized")

@@ -49,6 +49,7 @@ def make_ladder(session: Session, timer: StepTimer) -> Ladder:
         gauge=session.gauge,
         report=answer.add_rung,
         progress=answer.heartbeat,
+        first_step=answer.first_step,
     )
 
 

@@ -20,6 +20,8 @@ from autotune.trial.data_counts import DataCounts
 SCHEMA_VERSION: Final = 1
 REQUEST_FILE = "request.json"
 LOG_FILE = "log.jsonl"
+STARTED_VARIABLE = "AUTOTUNE_STARTED_S"
+"""Environment variable of the ranks: `time.monotonic()` at their launch's start, of this host."""
 
 
 class Outcome(StrEnum):
@@ -169,6 +171,11 @@ class RankResult(_Message):
     rungs: list[RungResult] = Field(default_factory=list)
     error: RankError | None = None
     versions: dict[str, str] = Field(default_factory=dict)
+    start: Literal["cold", "fork"] = "cold"
+    imports_s: float | None = None
+    """From the launch's start until everything was imported."""
+    ready_s: float | None = None
+    """From the launch's start to the start of the first step."""
     baseline_bytes: int = 0
     """Memory taken before the model: CPU VmData after the imports, CUDA context."""
     data: DataCounts | None = None

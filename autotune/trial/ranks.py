@@ -56,6 +56,15 @@ class Starter(Protocol):
     def kill_stragglers(self, tag: str) -> None:
         """Kill whatever still carries the launch's tag, grandchildren in other sessions too."""
 
+    def lost(self) -> str | None:
+        """Say since when asked last the starter itself died and took its ranks along, and how.
+
+        The launch is then repeated once.
+        """
+
+    def notes(self) -> list[str]:
+        """Return what users should know of the starts since it was asked last."""
+
 
 def rank_variables(number: int, variables: Mapping[str, str]) -> dict[str, str]:
     """Return the variables a rank has to itself; the ranks of a host follow one another."""
@@ -87,6 +96,14 @@ class ColdStarter:
     def kill_stragglers(self, tag: str) -> None:
         """Kill what carries the tag on this host."""
         kill_tagged(TAG_VARIABLE, tag)
+
+    def lost(self) -> str | None:
+        """Say no: nothing stands between this process and the ranks."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Return nothing."""
+        return []
 
 
 class LocalRank:

@@ -57,6 +57,12 @@ class Brief:
     def kill_stragglers(self, tag: str) -> None:
         pass
 
+    def lost(self) -> None:
+        return None
+
+    def notes(self) -> list[str]:
+        return []
+
 
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_result_of_another_launch_is_not_read(when: str, tmp_path: Path) -> None:
