@@ -27,6 +27,7 @@ from autotune.trial.ranks import (
     ColdStarter,
     RankProcess,
     rank_log,
+    rank_variables,
     signal_group,
 )
 
@@ -98,7 +99,7 @@ class ForkServer:
 
     def start(self, number: int, folder: Path, variables: Mapping[str, str]) -> RankProcess:
         """Fork a rank, or start it cold where that is not possible."""
-        variables = {**variables, "RANK": str(number), "LOCAL_RANK": str(number)}
+        variables = {**variables, **rank_variables(number, variables)}
         with self._lock:
             if self._refused is None:
                 self._be_ready(variables)

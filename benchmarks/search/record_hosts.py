@@ -15,6 +15,7 @@ from netns import Hosts, measure_link
 from record_spaces import Landscape
 from record_story import network_of
 
+from autotune.trial.forkserver import ForkServer
 from autotune.trial.nodes.follower import follow
 from autotune.trial.nodes.hosts import Endpoint, installed_versions
 from autotune.trial.nodes.leader import Leader
@@ -31,20 +32,21 @@ def starters_of(
     landscape: Landscape, args: argparse.Namespace
 ) -> Iterator[Callable[[str], Starter]]:
     """Return what gives the starter of a launch mode."""
-    here: dict[str, Starter] = {"cold": ColdStarter()}
-    if args.lead is None:
-        yield here.__getitem__
-        return
-    with Leader(
-        Endpoint.parse(args.lead),
-        num_nodes=landscape.hosts,
-        ranks_per_node=landscape.ranks // landscape.hosts,
-        secret=shared_secret(),
-        description=installed_versions(),
-        join_limit_s=_JOIN_S,
-        say=_say,
-    ) as leader:
-        yield lambda mode: leader.use(here[mode], fork=mode == "fork")
+    with ForkServer(args.launches) as server:  # starts at its first use
+        here: dict[str, Starter] = {"cold": ColdStarter(), "fork": server}
+        if args.lead is None:
+            yield here.__getitem__
+            return
+        with Leader(
+            Endpoint.parse(args.lead),
+            num_nodes=landscape.hosts,
+            ranks_per_node=landscape.ranks // landscape.hosts,
+            secret=shared_secret(),
+            description=installed_versions(),
+            join_limit_s=_JOIN_S,
+            say=_say,
+        ) as leader:
+            yield lambda mode: leader.use(here[mode], fork=mode == "fork")
 
 
 def follow_leader(endpoint: str) -> None:

@@ -9,6 +9,7 @@ from record_clock import LaunchClock
 from record_rows import Row, rows_of, rungs_of
 from record_spaces import Arm, Landscape
 
+from autotune.errors import AutotuneError
 from autotune.spec.model import load_model
 from autotune.trial.launch import Limits, run_launch
 from autotune.trial.native_ops import build_native_ops, needed_ops
@@ -68,6 +69,10 @@ class Launcher:
         clock = LaunchClock(folder=folder, num_ranks=self._landscape.ranks)
         ended = run_launch(request, folder, limits, on_tick=clock.look, starter=starter)
         clock.look()
+        started = {result.start for result in ended.results if result.versions}
+        if started - {mode}:
+            notes = "; ".join(ended.notes)
+            raise AutotuneError(f"Ranks were to start by {mode}, and did by {started}: {notes}")
         found = next((result.versions for result in ended.results if result.versions), {})
         self.versions = found or self.versions
         return rows_of(

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autotune.errors import AutotuneError, NothingFitsError
+from autotune.trial.forkserver import ForkServer
 from autotune.trial.interrupts import interrupts_held
 from autotune.trial.launch import rank_environment
 from autotune.trial.native_ops import build_native_ops
@@ -43,8 +44,6 @@ _STOPPED = ("T", "t")
 
 def starter_here(fork: bool, folder: Path) -> AbstractContextManager[Starter]:
     """Return what starts ranks of this host: by forking, with the server's log in the folder."""
-    from autotune.trial.forkserver import ForkServer
-
     return ForkServer(folder) if fork else contextlib.nullcontext(ColdStarter())
 
 
