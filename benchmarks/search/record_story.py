@@ -117,9 +117,9 @@ def describe(landscape: Landscape, measurement: Measurement) -> dict[str, Any]:
             "recompute": [str(mode) for mode in landscape.recompute],
             "arms": len(arms),
             "points": sum(len(arm.plans) for arm in arms),
-            "refused": refused,
-            "left_out": landscape.left_out,
         },
+        "refused": refused,
+        "left_out": landscape.left_out,
         "measurement": measurement.model_dump(mode="json"),
         "columns": COLUMNS,
     }
