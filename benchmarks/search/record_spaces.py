@@ -168,7 +168,7 @@ LANDSCAPES = {
             seq_len=256,
             global_batch_size=8,
             ranks=2,
-            memory_limit="260MiB",
+            memory_limit="180MiB",
             strategies=SHARDED,
             left_out=f"{_HYBRID_WHY}; the offloading strategies, which are in cpu2-s256",
         ),
