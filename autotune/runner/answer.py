@@ -36,7 +36,7 @@ class Answer:
 
     def __init__(self, request: Request) -> None:
         self.rank = int(os.environ["RANK"])
-        self._folder = Path(os.environ["AUTOTUNE_LAUNCH_DIR"])
+        self.folder = Path(os.environ["AUTOTUNE_LAUNCH_DIR"])
         self.result = RankResult(
             launch_id=request.launch_id,
             rank=self.rank,
@@ -65,7 +65,7 @@ class Answer:
         The first one comes when the model is prepared: how long data and model take to load
         depends on their size, and the deadline allows for that.
         """
-        (self._folder / heartbeat_file(self.rank)).touch()
+        (self.folder / heartbeat_file(self.rank)).touch()
 
     def add_asserted(self, found: dict[str, Any]) -> None:
         """Record what the checks after prepare found."""
@@ -101,7 +101,7 @@ class Answer:
         self._write()
 
     def _write(self) -> None:
-        write_message(self.result, self._folder / rank_result_file(self.rank))
+        write_message(self.result, self.folder / rank_result_file(self.rank))
         self.heartbeat()
 
 

@@ -40,10 +40,6 @@ def run_rank(request_file: Path) -> NoReturn:
 
 
 def _run(request: Request, answer: Answer) -> None:
-    from autotune.runner.imports import import_everything
-
-    import_everything()
-    answer.imported()
     if request.mode == "trial":
         from autotune.runner.trial import run_trial
 

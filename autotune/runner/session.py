@@ -17,6 +17,7 @@ from autotune.runner.data import TrainingData, build_sequences
 from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
 from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
 from autotune.runner.gauges import Gauge, make_gauge
+from autotune.runner.imports import import_everything
 from autotune.runner.models import build_model
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
@@ -71,6 +72,8 @@ def open_session(request: Request, answer: Answer) -> Session:
 
     The baseline comes after imports and data, so that the limit holds for model and training.
     """
+    import_everything()
+    answer.imported()
     plan = request.plan_object()
     start_process_group(request, plan)
     CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
