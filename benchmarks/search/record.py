@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from record_hosts import follow_leader, on_both_hosts, starters_of
@@ -63,6 +64,9 @@ class Recorder:
         self._print_projection()
         if cold_only:
             return
+        if self._launcher.mode == "fork":
+            plainest = self._arms[0]
+            self._launcher.warm_up(Arm(name=plainest.name, plans=plainest.plans[-1:]))
         for number in range(1, self._rounds + 1):
             self._round(number)
 
@@ -196,7 +200,7 @@ def locked(path: Path) -> Iterator[None]:
 def main() -> int:
     args = parse_arguments()
     try:
-        landscape = landscape_named(args.landscape)
+        landscape = replace(landscape_named(args.landscape), only=args.only)
         if args.list:
             arms, refused = arms_of(landscape)
             print("\n".join([*numbered(arms), *(f"refused: {why}" for why in refused.values())]))
@@ -234,6 +238,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("landscape", help=f"one of {', '.join(LANDSCAPES)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=5, help="counted steps (default: %(default)s)")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), metavar="ARMS", help="to try it: some arms"
+    )
     parser.add_argument("--cold-only", action="store_true", help="stop after round 0")
     parser.add_argument("--list", action="store_true", help="print the arms and measure nothing")
     parser.add_argument("--out", type=Path, default=FOLDER, help="default: landscapes/")

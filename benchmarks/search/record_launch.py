@@ -11,7 +11,7 @@ from record_spaces import Arm, Landscape
 
 from autotune.errors import AutotuneError
 from autotune.spec.model import load_model
-from autotune.trial.launch import Limits, run_launch
+from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops, needed_ops
 from autotune.trial.protocol import Measurement, ModelSource, Request
 from autotune.trial.ranks import Starter
@@ -54,7 +54,16 @@ class Launcher:
             max_steps=steps,
             target_seconds=CAPPED_S,
             max_direct_accumulation=landscape.global_batch_size,
+            target_relative_interval=0.0,  # the count alone ends a rung
         )
+
+    def warm_up(self, arm: Arm) -> None:
+        """Start what forks on every host: the first launch would pay for it."""
+        folder = self._folder / "0000-warm-up"
+        request = self._request(arm, folder)
+        limits = Limits(deadline_s=LAUNCH_LIMIT_S, hang_s=HANG_S)
+        ended = run_launch(request, folder, limits, starter=self._starters(self.mode))
+        self._check_start(ended, self.mode)
 
     def launch(self, arm: Arm, *, round_number: int, number: int, mode: str) -> list[Row]:
         """Run the arm's ladder in one launch; return a row for each rung that was reached."""
@@ -69,15 +78,19 @@ class Launcher:
         clock = LaunchClock(folder=folder, num_ranks=self._landscape.ranks)
         ended = run_launch(request, folder, limits, on_tick=clock.look, starter=starter)
         clock.look()
-        started = {result.start for result in ended.results if result.versions}
-        if started - {mode}:
-            notes = "; ".join(ended.notes)
-            raise AutotuneError(f"Ranks were to start by {mode}, and did by {started}: {notes}")
+        self._check_start(ended, mode)
         found = next((result.versions for result in ended.results if result.versions), {})
         self.versions = found or self.versions
         return rows_of(
             arm, request, ended, clock, round_number=round_number, launch=number, mode=mode
         )
+
+    def _check_start(self, ended: Ended, mode: str) -> None:
+        """Refuse ranks that started otherwise than their rows would say."""
+        started = {result.start for result in ended.results if result.versions}
+        if started - {mode}:
+            notes = "; ".join(ended.notes)
+            raise AutotuneError(f"Ranks were to start by {mode}, and did by {started}: {notes}")
 
     def _request(self, arm: Arm, folder: Path) -> Request:
         landscape = self._landscape

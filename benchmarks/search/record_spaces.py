@@ -47,6 +47,8 @@ class Landscape:
     hosts: int = 1
     rate_mbit: int | None = None
     """Of the link between the hosts, each way; set where they are network namespaces."""
+    only: Sequence[str] | None = None
+    """Names of arms; the others are left out, to try the recorder."""
     left_out: str = ""
     """What the space could hold and does not, and why."""
 
@@ -113,6 +115,7 @@ def arms_of(landscape: Landscape) -> tuple[list[Arm], dict[str, str]]:
     arms = [
         Arm(name=name, plans=tuple(sorted(plans, key=lambda plan: plan.micro_batch_size)))
         for name, plans in sorted(groups.items())
+        if landscape.only is None or name in landscape.only
     ]
     return arms, {rejected.code: rejected.reason for rejected in reversed(space.rejected)}
 
@@ -158,8 +161,8 @@ LANDSCAPES = {
             strategies=(*SHARDED, "hsdp"),
             recomputed=("ddp", "zero1", "fsdp2", "hsdp"),
             left_out=(
-                "offload, and recomputation of zero2, zero3 and fsdp2_no_reshard: four ranks on two "
-                "cores are slow, and each would have taken as long as the arm it differs from"
+                "offload, and recomputation of zero2, zero3 and fsdp2_no_reshard: four ranks on "
+                "two cores are slow, and each would have taken as long as the arm it differs from"
             ),
         ),
         Landscape(

@@ -114,6 +114,7 @@ def describe(landscape: Landscape, measurement: Measurement) -> dict[str, Any]:
             "recomputed": list(landscape.recomputed) if landscape.recomputed else None,
             "micro_batches": list(landscape.micro_batches),
             "cp_degrees": list(landscape.cp_degrees),
+            "only": list(landscape.only) if landscape.only else None,
             "recompute": [str(mode) for mode in landscape.recompute],
             "arms": len(arms),
             "points": sum(len(arm.plans) for arm in arms),

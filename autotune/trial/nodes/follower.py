@@ -27,6 +27,7 @@ from autotune.trial.nodes.wire import Wire, WireClosed, WrongSecret
 from autotune.trial.protocol import (
     REQUEST_FILE,
     Request,
+    RungOrder,
     heartbeat_file,
     rank_result_file,
     write_message,
@@ -195,6 +196,9 @@ class _Serving:
                 rank = self._launch.ranks[message["rank"]]
                 if rank.poll() is None:
                     rank.signal(signal.Signals(message["signal"]))
+            case "order" if self._launch is not None:
+                order = RungOrder.model_validate_json(message["content"])
+                write_message(order, self._launch.folder / Path(message["name"]).name)
             case "sweep":
                 self._end_launch()
             case "build":

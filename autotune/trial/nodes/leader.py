@@ -27,6 +27,7 @@ from autotune.trial.protocol import (
     heartbeat_file,
     rank_result_file,
     read_message,
+    rung_file,
     write_message,
 )
 from autotune.trial.ranks import TAG_VARIABLE, ColdStarter, RankProcess, Starter, rank_log
@@ -38,6 +39,8 @@ BUILD_LIMIT_S = 900.0
 _SILENT_S = 60.0
 """A host says something every second; silent for this long, it is lost."""
 _LET_GO_S = 5.0
+_ORDERS_S = 0.02
+"""How often the launch's folder is looked at for orders to pass on."""
 _LOST_CODE = 255
 _SHARED_VARIABLES = ("MASTER_PORT", "WORLD_SIZE")
 
@@ -80,6 +83,7 @@ class Leader:
         self._join_limit_s = join_limit_s
         self._say = say
         self._changed = threading.Condition()
+        self._launch_over = threading.Event()
         self._followers: dict[int, _Follower] = {}
         self._address = endpoint.address()
         self._closing = False
@@ -151,6 +155,7 @@ class Leader:
 
     def kill_stragglers(self, tag: str) -> None:
         """Kill what carries the tag, on every host."""
+        self._launch_over.set()
         self._local.kill_stragglers(tag)
         for follower in list(self._followers.values()):
             follower.sweep(tag)
@@ -183,6 +188,22 @@ class Leader:
                 ranks_per_node=self._ranks_per_node,
                 fork=self._fork,
             )
+        self._launch_over.set()
+        self._launch_over = threading.Event()
+        if request.converses:
+            threading.Thread(
+                target=self._forward_orders, args=(folder, self._launch_over), daemon=True
+            ).start()
+
+    def _forward_orders(self, folder: Path, over: threading.Event) -> None:
+        """Pass on what the ranks are told while they run, until the launch is over."""
+        passed: set[str] = set()
+        while not over.wait(_ORDERS_S):
+            for path in sorted(folder.glob(rung_file("*"))):
+                if path.name not in passed:
+                    passed.add(path.name)
+                    for follower in list(self._followers.values()):
+                        follower.order(path.name, path.read_text())
 
     def _own_variables(self, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of a rank of this host: it is one of several."""
@@ -316,6 +337,9 @@ class _Follower:
 
     def signal(self, number: int, what: signal.Signals) -> None:
         self._send("signal", rank=number, signal=int(what))
+
+    def order(self, name: str, content: str) -> None:
+        self._send("order", name=name, content=content)
 
     def sweep(self, tag: str) -> None:
         self.folder = None
