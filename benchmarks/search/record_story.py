@@ -43,7 +43,7 @@ class Story:
         self._path = path
         told = describe(landscape, measurement)
         held = json.loads(path.read_text()) if path.exists() else {}
-        differ = [name for name in _COMPARED if held and held.get(name) != _plain(told[name])]
+        differ = [name for name in _COMPARED if held and _differ(held.get(name), told[name])]
         if differ:
             raise AutotuneError(
                 f"{path} is of another {' and '.join(differ)}. Record into another folder "
@@ -132,8 +132,12 @@ def network_of(link: Any, rate_mbit: int | None) -> dict[str, Any]:
     return {"how": how, "rate_mbit": rate_mbit, **asdict(link)}
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+def _differ(held: Any, told: Any) -> bool:
+    """Say whether two descriptions differ in what both state: a later version may state more."""
+    told = json.loads(json.dumps(told))
+    if isinstance(held, dict) and isinstance(told, dict):
+        return any(held[key] != told[key] for key in held.keys() & told.keys())
+    return bool(held != told)
 
 
 def _commit() -> str | None:

@@ -177,7 +177,7 @@ class _Serving:
             if message is not None and not self._take(message):
                 return
             self._tell()
-            if time.monotonic() - self._wire.heard_at > _SILENT_S:
+            if message is None and time.monotonic() - self._wire.heard_at > _SILENT_S:
                 raise WireClosed(f"it said nothing for {_SILENT_S:.0f} s")
 
     def _take(self, message: dict[str, Any]) -> bool:

@@ -36,8 +36,8 @@ JOIN_LIMIT_S = 300.0
 REJOIN_LIMIT_S = 60.0
 """How long a launch waits for a host that was lost, before the search gives up."""
 BUILD_LIMIT_S = 900.0
-_SILENT_S = 60.0
-"""A host says something every second; silent for this long, it is lost."""
+_SILENT_S = 180.0
+"""A host says something every second, but not while its fork server imports; then it is lost."""
 _LET_GO_S = 5.0
 _ORDERS_S = 0.02
 """How often the launch's folder is looked at for orders to pass on."""
