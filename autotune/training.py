@@ -21,6 +21,7 @@ from autotune.trial.folder import numbered_launches
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Request
+from autotune.trial.ranks import Starter
 from autotune.trial.run_log import split_log
 
 LAUNCHES = "launches"
@@ -109,16 +110,15 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def train(request: Request, log: TrainLog) -> Trained:
-    """Run the request to its end and return how it went."""
+def train(request: Request, log: TrainLog, starter: Starter | None = None) -> Trained:
+    """Run the request to its end and return how it went; `starter` as in `run_launch`."""
     out_dir = Path(request.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     number = max((n for n, _ in numbered_launches(out_dir / LAUNCHES)), default=0) + 1
     folder = out_dir / LAUNCHES / f"{number:04d}"
     build_native_ops(request, folder)
-    ended = run_launch(
-        request, folder, Limits(deadline_s=None, hang_s=_HANG_S), on_tick=log.show_new
-    )
+    limits = Limits(deadline_s=None, hang_s=_HANG_S)
+    ended = run_launch(request, folder, limits, on_tick=log.show_new, starter=starter)
     log.show_new(now=True)
     document = {"outcome": str(ended.outcome), "output_dir": request.out_dir, "steps": 0}
     document |= _from_ranks(ended)

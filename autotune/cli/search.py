@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli.data import add_data_arguments, dataset_from
+from autotune.cli.nodes import (
+    add_node_arguments,
+    follow_if_told,
+    leading,
+    prepare_hosts,
+    ranks_per_node,
+)
 from autotune.cli.options import (
     add_knowledge_argument,
     add_model_argument,
@@ -82,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trial-timeout", metavar="TIME", help="deadline of a launch (default: from prediction)"
     )
     effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
+    add_node_arguments(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of a table"
     )
@@ -109,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
     budget_s = parse_duration_s(args.budget) if args.budget else None
     contract = _contract(args)
     use_knowledge(args)
+    if follow_if_told(args, args.gpus, args.device):
+        return 0
     ranking = rank_plans(
         contract.model,
         contract.workload,
@@ -127,7 +137,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder = args.out or Path("reports") / f"{contract.model.name}-{args.gpus}gpu"
     check_folder(folder, contract)  # before the lock makes a file in it
-    with locked(folder), first_interrupt_only():
+    here = leading(args, args.gpus, args.device)
+    with locked(folder), first_interrupt_only(), here as starter:
         resumed = open_study(folder, contract)
         families, left_out = make_families(ranking.candidates, kept_space(folder))
         write_json(folder / SPACE_FILE, space_of(families))
@@ -137,7 +148,9 @@ def run(args: argparse.Namespace) -> int:
         for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
             progress.note(f"not measured: {line}")
         learner = Learner.of_machine(contract.model, contract.workload, contract.hardware)
-        tuner = Tuner(folder, families, _job(args, contract), progress, learner)
+        job = _job(args, contract)
+        prepare_hosts(starter, families, job)
+        tuner = Tuner(folder, families, job, progress, learner, starter)
         outputs = Outputs(folder, contract, rejected, seed=args.seed)
         stopped = tuner.run(
             max_launches=args.trials,
@@ -150,10 +163,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _contract(args: argparse.Namespace) -> Contract:
     from autotune.search.study import Contract
-    from autotune.spec.hardware import detect_hardware
+    from autotune.spec.hardware import detect_nodes
     from autotune.spec.model import load_model
     from autotune.spec.strategy import load_strategies
 
+    ranks_per_node(args, args.gpus)  # refuses what does not go together
     limit = memory_limit_from(args)
     dataset = dataset_from(args)
     model = load_model(args.model)
@@ -162,12 +176,12 @@ def _contract(args: argparse.Namespace) -> Contract:
         mean = workload.synthetic_document_tokens
         workload = workload.model_copy(update={"mean_document_tokens": mean})
     if args.device == "cpu":
-        _check_cores(args.gpus)
+        _check_cores(ranks_per_node(args, args.gpus))
     return Contract(
         model=model,
         base_model=args.model,
         workload=workload,
-        hardware=detect_hardware(args.gpus, args.device, limit),
+        hardware=detect_nodes(args.gpus, args.nodes, args.device, limit),
         device=args.device,
         strategies=[strategy.name for strategy in load_strategies(args.strategies)],
         micro_batches=_integers(args.micro_batches, "--micro-batches"),

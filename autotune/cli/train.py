@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from autotune.cli.data import add_data_arguments, dataset_from
+from autotune.cli.nodes import add_node_arguments, follow_if_told, leading, ranks_per_node
 from autotune.cli.options import held_out, positive_int, positive_number
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.units import format_bytes
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="go on from the last checkpoint, or from the one given",
     )
+    add_node_arguments(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout at the end"
     )
@@ -63,11 +65,17 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config)
     request = _request(args, config)
+    num_gpus = request.plan_object().world_size
+    if follow_if_told(args, num_gpus, request.device):
+        return 0
     assert request.train is not None
     resumed = request.train.resume_from
     log = TrainLog(Path(request.out_dir), sys.stderr, step_of(Path(resumed)) if resumed else None)
     log.announce(request)
-    ended = train(request, log)
+    with leading(args, num_gpus, request.device) as starter:
+        if starter is not None:
+            starter.build_native_ops(request)
+        ended = train(request, log, starter)
     if ended.message:
         raise NothingFitsError(ended.message)
     if args.json:
@@ -83,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace, config: RunConfig) -> Request:
     from autotune.rules import check_plan
-    from autotune.spec.hardware import detect_hardware
+    from autotune.spec.hardware import detect_nodes
     from autotune.training import check_output_folder, last_checkpoint, make_request
     from autotune.trial.checkpoint import check_identity, check_whole, identity_of
 
@@ -91,7 +99,8 @@ def _request(args: argparse.Namespace, config: RunConfig) -> Request:
         "cpu" if (args.device or config.autotune.device) == "cpu" else "cuda"
     )
     num_gpus = args.gpus or config.num_gpus or 1
-    hardware = detect_hardware(num_gpus, device)
+    ranks_per_node(args, num_gpus)  # refuses what does not go together
+    hardware = detect_nodes(num_gpus, args.nodes, device)
     out_dir = args.output_dir or Path(config.output_dir)
     datasets = _datasets(args, config)
     settings = config.train.model_copy(update=_overrides(args))

@@ -120,7 +120,8 @@ def fingerprint(hardware: HardwareSpec) -> str:
     name = cpu_name() if hardware.gpu.is_cpu else ""
     cpu = f"{name}, " if name else ""
     cores = len(os.sched_getaffinity(0))
-    return f"{hardware.num_gpus} x {hardware.gpu.name}, {cpu}{cores} cores"
+    nodes = f" on {hardware.num_nodes} nodes" if hardware.num_nodes > 1 else ""
+    return f"{hardware.num_gpus} x {hardware.gpu.name}{nodes}, {cpu}{cores} cores"
 
 
 def check_folder(folder: Path, contract: Contract) -> bool:

@@ -31,6 +31,7 @@ from autotune.trial.protocol import (
     read_message,
     write_message,
 )
+from autotune.trial.ranks import Starter
 from autotune.trial.record import TrialRecord
 from autotune.trial.store import RecordStore
 
@@ -99,12 +100,14 @@ class Tuner:
         job: Job,
         progress: Progress,
         learner: Learner | None = None,
+        starter: Starter | None = None,
     ) -> None:
         self._folder = folder
         self._families = {family.name: family for family in families}
         self._job = job
         self._progress = progress
         self._learner = learner
+        self._starter = starter
         self.store = RecordStore(folder)
         self._asker = Asker(folder, families, seed=job.seed)
         self._data_said = False
@@ -223,7 +226,7 @@ class Tuner:
             if built_s > 5:
                 notes.append(f"built native operators in {built_s:.0f} s")
             limits = self._limits(family, rungs, budget_ends)  # what the build left of the budget
-            ended = run_launch(request, folder, limits, environment=tag)
+            ended = run_launch(request, folder, limits, environment=tag, starter=self._starter)
         except NothingFitsError as error:  # no compiler: other families need none
             ended = _not_started(str(error))
         except KeyboardInterrupt:

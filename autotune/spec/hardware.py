@@ -17,7 +17,7 @@ from autotune.units import GIB
 
 __all__ = [
     "GpuSpec", "HardwareSpec", "Link", "check_precision", "cpu_name", "detect_hardware",
-    "gpu_types", "load_hardware",
+    "detect_nodes", "gpu_types", "load_hardware",
 ]  # fmt: skip
 _STAND_IN = "a100-80gb"
 _LOG = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ _CPU_CORE_FLOPS = {Precision.FP32: 120e9, Precision.BF16: 75e9}
 _CPU_MEMORY_BYTES_PER_S = 10e9
 _CPU_LINK_BYTES_PER_S = 1e9
 _CPU_HOP_S = 100e-6
+_CPU_NETWORK_BYTES_PER_S = 1e9 / 8
+"""Gigabit Ethernet, assumed: what lies between hosts of CPU ranks is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +177,40 @@ def detect_hardware(
         host_bytes_per_s=entry.host_gb_per_s * 1e9,
     )
     return _limit_memory(hardware, memory_limit_bytes)
+
+
+def detect_nodes(
+    num_gpus: int,
+    num_nodes: int,
+    device: Literal["cuda", "cpu"],
+    memory_limit_bytes: int | None = None,
+) -> HardwareSpec:
+    """Describe equal hosts of which this machine is one.
+
+    The network is not looked at: it is the GPU type's usual one, as in `load_hardware`.
+
+    Args:
+        num_gpus: Devices over all hosts, a multiple of `num_nodes`.
+        num_nodes: Hosts.
+        device: Of the ranks.
+        memory_limit_bytes: Lowers the memory of each device.
+
+    Raises:
+        AutotuneError: no GPU, or fewer here than this host's share.
+    """
+    here = detect_hardware(num_gpus // num_nodes, device, memory_limit_bytes)
+    if num_nodes == 1:
+        return here
+    if device == "cpu":
+        share = _CPU_NETWORK_BYTES_PER_S / here.gpus_per_node
+        network = Link(alpha_s=_CPU_HOP_S, bytes_per_s=share)
+    else:
+        kind = match_nvml_name(here.gpu.name) or here.gpu.name
+        _, entry = find_gpu(kind if kind in gpu_types() else _STAND_IN)
+        network = Link(alpha_s=_NETWORK_HOP_S, bytes_per_s=entry.nic_gb_per_s * 1e9)
+        if num_gpus <= (entry.link_domain_gpus or 0):
+            network = here.intra_node
+    return replace(here, num_nodes=num_nodes, inter_node=network)
 
 
 def _check_count(num_gpus: int) -> None:
