@@ -195,8 +195,7 @@ def _compute(
         moved = width * (weights * inputs * outputs + rows * (inputs + outputs)) / bandwidth
         return max(flops, moved)
 
-    projections = model.num_layers * sum(matmul(*s) for s in model.attention_linears.values())
-    projections += model.num_dense_layers * sum(matmul(*s) for s in model.ffn_linears.values())
+    projections = sum(count * matmul(*shape) for shape, count in model.projections)
     if model.moe:
         # Each token goes to several experts; those that get one are read whole.
         h, ffn = model.hidden_size, model.moe.expert_ffn_size
