@@ -152,6 +152,21 @@ def test_zero2_makes_its_partition_with_the_first_reduction():
     assert engine.backward(head, NORM, later=True).gradients >= partition
 
 
+def test_zero2_with_a_bucket_for_all_reduces_at_the_end_alone():
+    """An adapter's gradients all fit: nothing overflows the bucket before the epilogue."""
+    size = sizes(adapter=True)
+    engine = make(ZERO2, adapter=True, bucket=2 * size.trainable)
+    place = Place(**{f: getattr(layer(0), f) for f in Place.__slots__} | {"finished": 60})
+    buckets = 2 * 2 * 2 * size.trainable  # two of them, in bf16
+    work = engine.backward(place, 20, later=False)
+    assert (work.gradients, work.temporaries) == (0, buckets)
+    end = engine.finish(later=False)
+    assert end.gradients == 4 * size.trainable / RANKS
+    assert end.temporaries == buckets + 6 * size.trainable
+    # The partition stays for the micro-steps after.
+    assert engine.backward(place, 20, later=True).gradients == 4 * size.trainable / RANKS
+
+
 def test_zero3_lets_go_what_backward_has_used():
     engine = make(ZERO3)
     assert total(engine.loss()) == 2 * TOTAL  # far below the reuse distance
