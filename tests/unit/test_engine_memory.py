@@ -283,6 +283,18 @@ def test_fsdp2_holds_all_gradients_whole_between_first_and_last_micro_step():
     assert total(first[0]) == total(first[1])
 
 
+def test_fsdp2_adds_to_earlier_gradients_before_it_reshards():
+    """`post_backward` of ``_fsdp_param_group.py``: the embedding's own bf16 weights are there."""
+    end = make(FSDP2, steps=3).finish(later=True)
+    assert total(end) == 4 * TOTAL + 2 * EMBEDDING + 2 * EMBEDDING
+    on_cpu = make(FSDP2, steps=3, on_cpu=True).finish(later=True)
+    assert total(on_cpu) == total(end) + 4 * EMBEDDING  # the addition's cast
+    # A tied one's went with the tail's backward.
+    size = sizes(tied=True)
+    tied = make(FSDP2, steps=3, tied=True, ranks=8).finish(later=True)
+    assert total(tied) == 4 * size.total + 2 * (EMBEDDING + NORM)
+
+
 MANY = 8
 """Ranks enough that the optimizer's temporaries are below the updated weights."""
 
