@@ -30,7 +30,8 @@ from autotune.runner.trace.profiles import trace_profiles  # noqa: E402
 from autotune.runner.ulysses import ATTENTION_NAME  # noqa: E402
 
 BATCH, SEQ = 2, 192
-MEASURED = ("granite", "olmoe", "gpt_neox")
+SLOW = pytest.mark.slow
+MEASURED = ("olmoe", pytest.param("granite", marks=SLOW), pytest.param("gpt_neox", marks=SLOW))
 TOLERANCE = 0.01
 
 
@@ -77,7 +78,7 @@ def test_parameters_are_those_of_the_model(here, family):
 @pytest.mark.filterwarnings(
     "ignore:fan_in_fan_out", "ignore:The following .*_pattern", "ignore:.*gradient_checkpointing"
 )
-@pytest.mark.parametrize("family", ["gpt2", "deepseek_v3"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=SLOW), "deepseek_v3"])
 def test_an_adapter_adds_what_peft_adds(here, family):
     peft = pytest.importorskip("peft")
     spec = read(family)
@@ -186,7 +187,7 @@ def estimate(folder, config, *flags):
 
 
 @pytest.mark.parametrize(
-    "family", ["granite", *(pytest.param(f, marks=pytest.mark.slow) for f in OTHER_FAMILIES)]
+    "family", [f if f == "granite" else pytest.param(f, marks=SLOW) for f in OTHER_FAMILIES]
 )
 def test_estimate_prints(monkeypatch, tmp_path, family):
     monkeypatch.setenv("AUTOTUNE_CACHE_DIR", str(tmp_path / "cache"))
