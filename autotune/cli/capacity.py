@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             "can be had."
         )
     types = _types(args.gpu_type)
-    model = load_model(args.model)
+    model = load_model(args.model, any_family=True)
     question = Question(
         model=model,
         workload=workload_from(args, model),

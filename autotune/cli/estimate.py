@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
 
-    config = load_config(args.config)
+    config = load_config(args.config, any_family=True)
     limit = memory_limit_from(args)
     hardware = (
         load_hardware(args.gpu_type, args.gpus, limit)

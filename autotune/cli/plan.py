@@ -53,16 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the ranking."""
+    """Print the ranking; where nothing fits, the document alone, and why."""
     from autotune.calibrate.store import calibration_for
+    from autotune.errors import NothingFitsError
     from autotune.memory.knowledge import residuals_for
-    from autotune.planner import rank_plans
+    from autotune.memory.verdict import Verdict
+    from autotune.planner import estimate_space, nothing_fits
     from autotune.spec.hardware import detect_hardware, load_hardware
     from autotune.spec.model import load_model
     from autotune.spec.strategy import load_strategies
 
     limit = memory_limit_from(args)
-    model = load_model(args.model)
+    model = load_model(args.model, any_family=True)
     hardware = (
         load_hardware(args.gpu_type, args.gpus, limit)
         if args.gpu_type
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     )
     workload = workload_from(args, model)
     use_knowledge(args)
-    ranking = rank_plans(
+    ranking = estimate_space(
         model,
         workload,
         hardware,
@@ -78,11 +80,14 @@ def run(args: argparse.Namespace) -> int:
         residuals=residuals_for(hardware),
         calibration=None if args.no_knowledge else calibration_for(hardware),
     )
+    fits = ranking.candidates[0].verdict is not Verdict.OOM
     if args.json:
         document = _document(model, workload, hardware, ranking, args.top)
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
-    else:
+    elif fits:
         _print(model, workload, hardware, ranking, args.top or _DEFAULT_TOP)
+    if not fits:
+        raise NothingFitsError(nothing_fits(model, hardware, ranking.candidates))
     return 0
 
 

@@ -118,8 +118,12 @@ class RunConfig:
         return self.autotune.num_gpus
 
 
-def load_config(path: Path) -> RunConfig:
+def load_config(path: Path, *, any_family: bool = False) -> RunConfig:
     """Read an Axolotl configuration; what is not used is named once, on the log `autotune`.
+
+    Args:
+        path: of the YAML file.
+        any_family: whether a model will do whose family was not checked in training.
 
     Raises:
         AutotuneError: a missing or malformed file, an unknown key (with the nearest known one), a
@@ -132,7 +136,7 @@ def load_config(path: Path) -> RunConfig:
     check_nested(given, catalogue.nested_keys, where)
     values, deprecation = canonical_keys(given, where)
     top = Section(values, where)
-    base_model, model = _read_model(top, path.parent, where)
+    base_model, model = _read_model(top, path.parent, where, any_family=any_family)
     layout = read_layout(top, where)
     precision = read_precision(top)
     max_grad_norm = top.number("max_grad_norm")
@@ -193,7 +197,9 @@ def load_config(path: Path) -> RunConfig:
     )
 
 
-def _read_model(top: Section, folder: Path, where: str) -> tuple[str, ModelSpec]:
+def _read_model(
+    top: Section, folder: Path, where: str, *, any_family: bool
+) -> tuple[str, ModelSpec]:
     name = top.text("base_model")
     if not name:
         raise AutotuneError(f"{where}: base_model is missing. Give a model's name or folder.")
@@ -201,7 +207,7 @@ def _read_model(top: Section, folder: Path, where: str) -> tuple[str, ModelSpec]
         name = str(folder / name)
     try:
         # Whoever writes a file to train from means the weights, as `best.yml` of a search does.
-        model = load_model(name, published=True)
+        model = load_model(name, published=True, any_family=any_family)
     except (OSError, RuntimeError, ValueError) as error:  # no path: too long, a NUL, an unknown ~
         raise AutotuneError(
             f"{where}: base_model: {shorten(repr(name), 200)} cannot be read: "

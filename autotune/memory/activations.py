@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from autotune.memory.layers import FP32, LayerInventory, Regime, compute_bytes, regime_of
 from autotune.plan import Plan, Recompute
@@ -53,9 +55,10 @@ def count_activations(model: ModelSpec, workload: Workload, plan: Plan) -> Activ
     logits = tokens * model.vocab_size
     kinds = inventory.kinds()
     full_tuning = workload.adapter is None
+    saved = sum(saved * count for part in kinds for saved, count in part)
     return Activations(
         layer=sum(max(saved for saved, count in part if count) for part in kinds),
-        layers=sum(saved * count for part in kinds for saved, count in part),
+        layers=_traced(model, workload, plan) if model.counted else saved,
         checkpoint=tokens * model.hidden_size * stream,
         head=tokens * inventory.norm(model.hidden_size)
         + tokens * model.hidden_size * width * full_tuning,
@@ -65,3 +68,16 @@ def count_activations(model: ModelSpec, workload: Workload, plan: Plan) -> Activ
         logits_loss=logits * _LOGITS_LOSS_BYTES,
         logits_gradient=logits * width,
     )
+
+
+def _traced(model: ModelSpec, workload: Workload, plan: Plan) -> int:
+    """Return what the layers save by the model's trace, where no inventory knows its family."""
+    from autotune.memory.profile import features
+    from autotune.memory.profiles import activation_profile
+    from autotune.memory.setup import trace_key
+
+    whole = replace(plan, recompute=Recompute.NONE)
+    profile = activation_profile(model, trace_key(model, workload, whole))
+    ends = [profile.kinds[i].forward.end for i in profile.layers]
+    size = features(plan.micro_batch_size, workload.seq_len, plan.cp)
+    return round(float(size @ np.array(ends).sum(axis=0)))

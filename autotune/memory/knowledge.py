@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,6 +32,10 @@ MOST_ENTRIES = 2000
 """The oldest go first; a line has about 600 bytes."""
 MOST_ROWS = 300
 """Runs of one machine that a prediction reads, the newest: the fit grows with their cube."""
+
+LAYOUT = 1
+"""Of a line; raised when one no longer reads as the last version's. Newer lines are left as they
+are: another installation of this user reads them."""
 
 _LONGEST_LINE = 4096
 
@@ -68,6 +72,7 @@ class Entry(BaseModel):
     measured_step_s: _Seconds | None = None
     timer: str = ""
     """Of `calibrate.knowledge.timer_of`: what predicted the time."""
+    layout: Annotated[int, Field(ge=1, le=LAYOUT)] = LAYOUT
 
     def row(self) -> Row:
         """Return what the residuals take."""
@@ -109,14 +114,14 @@ class KnowledgeBase:
         try:
             if not self.path.exists():
                 return []
-            good, damaged = _parse(self.path.read_bytes())
-            if damaged:
+            found = _parse(self.path.read_bytes())
+            if found.damaged:
                 with self._locked():
-                    good = self._repaired()
+                    found = self._repaired()
         except OSError as error:
             _LOG.warning("The knowledge base %s cannot be read (%s).", self.path, error.strerror)
             return []
-        return _latest(good)
+        return _latest(found.good)
 
     def add(self, new: Sequence[Entry]) -> None:
         """Append entries; other searches may do the same at the same time."""
@@ -126,8 +131,9 @@ class KnowledgeBase:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked():
                 kept = self._repaired()
-                if len(kept) + len(new) > MOST_ENTRIES:
-                    self._replace(_latest([*kept, *new])[-MOST_ENTRIES:])
+                if len(kept.good) + len(kept.newer) + len(new) > MOST_ENTRIES:
+                    own = _latest([*kept.good, *new])[-MOST_ENTRIES:]
+                    self._replace(own, kept.newer[: MOST_ENTRIES - len(own)])
                 else:
                     self._append(new)
         except OSError as error:
@@ -143,23 +149,23 @@ class KnowledgeBase:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _repaired(self) -> list[Entry]:
+    def _repaired(self) -> _Lines:
         """Return the lines of a file that is whole afterwards. Needs the lock."""
         data = self.path.read_bytes() if self.path.exists() else b""
-        good, damaged = _parse(data)
-        if damaged:
+        found = _parse(data)
+        if found.damaged:
             aside = self._free_name()
             self.path.rename(aside)
-            self._replace(good)
+            self._replace(found.good, found.newer)
             _LOG.warning(
                 "The knowledge base %s has %d damaged line(s). It was set aside as %s; the %d "
                 "readable line(s) were kept.",
-                self.path, damaged, aside, len(good),
+                self.path, found.damaged, aside, len(found.good) + len(found.newer),
             )  # fmt: skip
         elif not data.endswith(b"\n") and data:
             # A killed process left half a line, or an editor took the last newline.
-            self._replace(good)
-        return good
+            self._replace(found.good, found.newer)
+        return found
 
     def _append(self, entries: Iterable[Entry]) -> None:
         with self.path.open("ab") as file:
@@ -167,9 +173,10 @@ class KnowledgeBase:
             file.flush()
             os.fsync(file.fileno())
 
-    def _replace(self, entries: Iterable[Entry]) -> None:
+    def _replace(self, entries: Iterable[Entry], newer: Iterable[bytes]) -> None:
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("wb") as file:
+            file.writelines(line + b"\n" for line in newer)
             file.write(_lines(entries))
             file.flush()
             os.fsync(file.fileno())
@@ -213,21 +220,43 @@ def model_key(model: ModelSpec) -> str:
     return f"{model.architecture}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
-def _parse(data: bytes) -> tuple[list[Entry], int]:
-    """Return the readable lines and how many are damaged.
+class _Lines(NamedTuple):
+    """What a file holds, each in its order."""
+
+    good: list[Entry]
+    newer: list[bytes]
+    """Of a layout this version does not know."""
+    damaged: int
+
+
+def _parse(data: bytes) -> _Lines:
+    """Read a file.
 
     The half line that a killed process leaves at the end of a file of entries is no damage.
     """
     good: list[Entry] = []
+    newer: list[bytes] = []
     damaged = 0
     *lines, last = data.split(b"\n")
     for line in (*lines, last):
         try:
             good.append(Entry.model_validate_json(line))
         except ValidationError:
+            if _is_newer(line):
+                newer.append(line)
+                continue
             half = line is last and line.startswith(b"{") and len(line) < _LONGEST_LINE
             damaged += bool(line.strip()) and not half
-    return good, damaged
+    return _Lines(good, newer, damaged)
+
+
+def _is_newer(line: bytes) -> bool:
+    try:
+        found = json.loads(line)
+    except ValueError:  # UnicodeDecodeError is one
+        return False
+    layout = found.get("layout") if isinstance(found, dict) else None
+    return isinstance(layout, int) and layout > LAYOUT
 
 
 def _latest(entries: Iterable[Entry]) -> list[Entry]:

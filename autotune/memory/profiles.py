@@ -11,16 +11,12 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +26,22 @@ from autotune.memory.profile_json import key_text, key_to_json, profile_from_jso
 from autotune.memory.setup import TraceKey
 from autotune.resources import cache_dir
 from autotune.spec.model import ModelSpec
+from autotune.spec.model.tracer import (
+    START_S,
+    ask,
+    can_trace,
+    config_digest,
+    needs_stack,
+    stack_versions,
+)
 
 _LOG = logging.getLogger(__name__)
 
 TRACER_VERSION = 1
 """Raised when a change of the tracer changes profiles: what is cached is then traced again."""
-TRACE_VARIABLE = "AUTOTUNE_TRACE"
-"""Environment variable: ``off`` traces nothing, what is not shipped or cached is closed form."""
-_STACK = ("torch", "transformers", "accelerate", "peft")
-_START_S, _KEY_S = 120, 60
-"""Limits of a trace; it takes some 10 s to start and 2 to 5 s a key."""
+_KEY_S = 60
+"""Limit of a key; it takes 2 to 5 s."""
 _KEYS_WORTH_A_CHILD = 5
-# What a config says of its files, not of its model.
-_NOT_THE_MODEL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
-
 _found: dict[tuple[str, str], ActivationProfile] = {}
 
 
@@ -83,12 +81,6 @@ def _with_own_targets(model: ModelSpec, key: TraceKey) -> TraceKey:
         return key
     own = tuple(name for name in key.adapter.target_modules if name in model.linears)
     return replace(key, adapter=key.adapter.model_copy(update={"target_modules": own}))
-
-
-def config_digest(config: dict[str, Any]) -> str:
-    """Return what tells models apart: of the config without what names its files."""
-    told = {k: v for k, v in config.items() if k not in _NOT_THE_MODEL}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _from_shipped(
@@ -138,27 +130,14 @@ def _set_aside(file: Path, error: Exception) -> None:
 
 
 def _cache_file(digest: str, key: TraceKey) -> Path:
-    stamp = json.dumps([digest, key_text(key), TRACER_VERSION, _versions()])
+    stamp = json.dumps([digest, key_text(key), TRACER_VERSION, stack_versions()])
     return cache_dir() / "profiles" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
-
-
-@cache
-def _versions() -> tuple[str, ...]:
-    return tuple(map(_version, _STACK))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _from_trace(
     model: ModelSpec, digest: str, keys: Sequence[TraceKey]
 ) -> dict[TraceKey, ActivationProfile]:
-    off = os.environ.get(TRACE_VARIABLE, "").lower() in ("off", "0")
-    if off or not all(map(find_spec, ("torch", "transformers", "accelerate"))):
+    if not can_trace():
         return {}
     _LOG.info(
         "Tracing the memory of %s under fake tensors (%d variants) ...", model.name, len(keys)
@@ -167,6 +146,8 @@ def _from_trace(
     try:
         traced = _trace_in_children(model.hf_config, keys)
     except TraceFailure as failure:
+        if model.counted is not None:
+            raise
         _LOG.warning("%s Counting what its family allocates instead.", failure)
         return {}
     for key, data in zip(keys, traced, strict=True):
@@ -191,45 +172,13 @@ def trace_in_child(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Any
         AutotuneError: the model cannot be built, or is none that can be trained.
         TraceFailure: it can be, but the trace went wrong.
     """
-    with tempfile.TemporaryDirectory(prefix="autotune-trace-") as folder:
-        request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
-        request.write_text(json.dumps({"config": config, "keys": [*map(key_to_json, keys)]}))
-        try:
-            child = subprocess.run(
-                [sys.executable, "-m", "autotune.runner.trace", str(request), str(answer)],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=_START_S + _KEY_S * len(keys),
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise TraceFailure(
-                f"Tracing what the model allocates took over {error.timeout:.0f} s and was stopped."
-            ) from error
-        if not answer.is_file():
-            said = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            answered = {"failure": " ".join(said) or f"it ended with {child.returncode}"}
-        else:
-            answered = json.loads(answer.read_text())
+    request = {"config": config, "keys": [*map(key_to_json, keys)]}
+    answered = ask(request, START_S + _KEY_S * len(keys))
     if "failure" in answered:
         raise TraceFailure(f"Tracing what the model allocates failed ({answered['failure']}).")
     if "error" in answered:
         raise AutotuneError(answered["error"])
     return list(answered["profiles"])
-
-
-def _environment() -> dict[str, str]:
-    package_parent = str(Path(__file__).resolve().parents[2])
-    paths = filter(None, [package_parent, os.environ.get("PYTHONPATH")])
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        # Nothing is computed: no device, no threads, nothing to download.
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
 
 
 def _write(file: Path, data: Any) -> None:
@@ -247,5 +196,8 @@ def _from_closed_form(
     model: ModelSpec, digest: str, keys: Sequence[TraceKey]
 ) -> dict[TraceKey, ActivationProfile]:
     from autotune.memory.closed_form import closed_form_profile
+
+    if model.counted is not None:
+        raise AutotuneError(needs_stack(model.name, model.architecture))
 
     return {key: closed_form_profile(model, key) for key in keys}

@@ -137,6 +137,20 @@ class Setup:
     """FSDP1: each unit is one flat parameter, kept in the stored type."""
 
 
+def trace_key(model: ModelSpec, workload: Workload, plan: Plan) -> TraceKey:
+    """Return what decides a plan's activations under this project's runner."""
+    fp32 = workload.precision is Precision.FP32
+    return TraceKey(
+        regime=Regime.FP32 if fp32 else _BF16_REGIMES[plan.engine],
+        packed=workload.packing,
+        exchanged=plan.cp > 1,
+        single=plan.cp > 1 and plan.micro_batch_size == 1,
+        windowed=model.num_window_layers_at(workload.seq_len) > 0,
+        checkpointing=_checkpointing(plan),
+        adapter=workload.adapter,
+    )
+
+
 def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec) -> Setup:
     """Return how this project's runner trains a plan."""
     fp32 = workload.precision is Precision.FP32
@@ -146,15 +160,7 @@ def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: Hardwar
     # autotune.runner.engines: torch's fused AdamW where every parameter is on the device.
     fused = adamw and not (deepspeed or on_cpu or plan.offload_params)
     return Setup(
-        key=TraceKey(
-            regime=Regime.FP32 if fp32 else _BF16_REGIMES[plan.engine],
-            packed=workload.packing,
-            exchanged=plan.cp > 1,
-            single=plan.cp > 1 and plan.micro_batch_size == 1,
-            windowed=model.num_window_layers_at(workload.seq_len) > 0,
-            checkpointing=_checkpointing(plan),
-            adapter=workload.adapter,
-        ),
+        key=trace_key(model, workload, plan),
         parameter_bytes=2 if deepspeed and not fp32 else 4,
         compute_bytes=4 if fp32 else 2,
         master_weights=deepspeed,

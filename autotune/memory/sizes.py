@@ -23,7 +23,7 @@ class Sizes:
     head: float
     """The output head's own; 0 when it is the embedding's."""
     norm: float
-    """The final norm."""
+    """The final norm, and what else is outside layers, embedding and head."""
     layers: Array
     """``[num_layers]``."""
     layers_trainable: Array
@@ -94,15 +94,14 @@ class Sizes:
 
 def sizes_of(model: ModelSpec, profile: ActivationProfile, adapter: Lora | None) -> Sizes:
     """Count a model's parameters: the layers' as the profile says, single ones by their shapes."""
-    head = 0 if model.tied_embeddings else model.num_embedding_parameters
-    root = model.num_embedding_parameters + head + model.hidden_size
+    root, head = model.num_root_parameters, _head(model)
     kinds = [profile.kinds[i] for i in profile.layers]
     single = _trained(model, adapter)
     sizes = sorted(single, reverse=True)
     return Sizes(
         embedding=model.num_embedding_parameters,
         head=head,
-        norm=model.hidden_size,
+        norm=root - model.num_embedding_parameters - head,
         layers=np.array([kind.parameter_elements for kind in kinds], float),
         layers_trainable=np.array([kind.trainable_elements for kind in kinds], float),
         root_trainable=0 if adapter else root,
@@ -112,7 +111,15 @@ def sizes_of(model: ModelSpec, profile: ActivationProfile, adapter: Lora | None)
     )
 
 
+def _head(model: ModelSpec) -> int:
+    if model.counted:
+        return model.counted.head
+    return 0 if model.tied_embeddings else model.num_embedding_parameters
+
+
 def _largest_module(model: ModelSpec) -> int:
+    if model.counted:
+        return model.counted.largest_module
     experts = model.moe.num_experts * model.num_expert_parameters if model.moe else 0
     ffn = model.ffn_linears if model.num_dense_layers else {}
     return max(experts, *(a * b for a, b in (model.attention_linears | ffn).values()))
@@ -120,10 +127,16 @@ def _largest_module(model: ModelSpec) -> int:
 
 def _trained(model: ModelSpec, adapter: Lora | None) -> dict[int, int]:
     """Return how many trained parameters of the layers have each size."""
+    if adapter is not None and model.counted:
+        own = [p for p in model.counted.projections if p.name in adapter.target_modules]
+        pairs = [(adapter.r * side, p.count) for p in own for side in (p.inputs, p.outputs)]
+        return _count(pairs) or {1: 1}
     if adapter is not None:
         shapes = [s for name, s in model.linears.items() if name in adapter.target_modules]
         sides = [adapter.r * side for shape in shapes for side in shape]
         return _count((side, model.num_layers) for side in sides) or {1: 1}
+    if model.counted:
+        return dict(model.counted.sizes)
     dense = [a * b for a, b in model.ffn_linears.values()] if model.num_dense_layers else []
     found = [(a * b, model.num_layers) for a, b in model.attention_linears.values()]
     found += [(size, model.num_dense_layers) for size in dense]

@@ -28,8 +28,11 @@ Array = NDArray[np.float64]
 # calibrated here.
 CUDA_CONTEXT_BYTES = int(0.6 * GIB)
 NCCL_BYTES = 1 * GIB
-# Where glibc's malloc (MALLOC_MMAP_THRESHOLD_=65536) first fails under RLIMIT_DATA, over the
-# allocator's own peak: one measurement of a 4-layer model on CPU.
+# Of the allocator's peak, on CPU ranks. Blocks below MALLOC_MMAP_THRESHOLD_=65536 come from glibc's
+# heap, which keeps what it once took; larger ones are rounded up to pages. How much that is, no
+# source states: at 1.125 of the allocator's peak lay the first failure under RLIMIT_DATA of a model
+# of 4 layers. What processes really grew by is learned on top of it (`residuals.json`, ruler
+# ``cpu``).
 CPU_ALLOCATOR_OVERHEAD = 0.125
 
 _CHUNK = 16384

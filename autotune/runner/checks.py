@@ -50,7 +50,7 @@ def check_prepared(trainer: AutotuneTrainer, plan: Plan, workload: Workload) -> 
     else:
         found |= _check_ddp(trainer.model_wrapped)
     found["groups"] = _check_groups(trainer.model_wrapped, plan, trainer.args.device)
-    found["fp32_buffers"] = _check_buffers(trainer.model_wrapped)
+    found["fp32_buffers"] = _check_buffers(trainer.model_wrapped, workload)
     return found
 
 
@@ -267,12 +267,36 @@ def _block(rank: int, size: int) -> list[int]:
     return list(range(first, first + size))
 
 
-def _check_buffers(model: torch.nn.Module) -> int:
-    """Rotary frequencies in bf16 misplace far tokens; no engine may cast them."""
-    buffers = {name: b.dtype for name, b in model.named_buffers() if b.is_floating_point()}
-    for name, dtype in buffers.items():
-        _expect(f"dtype of buffer {name}", torch.float32, dtype)
-    return len(buffers)
+def _check_buffers(model: torch.nn.Module, workload: Workload) -> int:
+    """Rotary frequencies in bf16 misplace far tokens; no engine may cast them.
+
+    Returns:
+        How many buffers are in fp32.
+    """
+    kept = 0
+    for place, module in model.named_modules():
+        for name, buffer in module.named_buffers(place, recurse=False):
+            if not buffer.is_floating_point():
+                continue
+            if hasattr(module, "scalar_embed_scale"):
+                _check_scale(name, buffer, module.scalar_embed_scale, _compute_dtype(workload))
+            else:
+                _expect(f"dtype of buffer {name}", torch.float32, buffer.dtype)
+            kept += buffer.dtype is torch.float32
+    return kept
+
+
+def _check_scale(name: str, buffer: torch.Tensor, scale: float, compute: torch.dtype) -> None:
+    """Check the factor of a scaled embedding (Gemma), which ZeRO-3 builds in the compute type.
+
+    transformers casts it to the weight's type before its one use (``embed_scale.to(weight.dtype)``
+    in ``modeling_gemma3.py``), which is the compute type under every engine but DDP. So that
+    engine's own number is right in either type, and nothing else is.
+    """
+    if buffer.dtype is not torch.float32:
+        _expect(f"dtype of buffer {name}", compute, buffer.dtype)
+    used = torch.tensor(scale).to(compute)
+    _expect(f"value of buffer {name}", float(used), float(buffer.to(compute)))
 
 
 def _full_size(parameter: Any) -> int:

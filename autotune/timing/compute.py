@@ -116,8 +116,9 @@ def _roofline(
     model: ModelSpec, workload: Workload, plan: Plan, batch: Array, cp: Array, rates: Rates
 ) -> Compute:
     tokens = batch * workload.seq_len / cp
-    layers_forward = model.num_layers * _sum(rates, tokens, model.attention_linears)
-    layers_forward += model.num_dense_layers * _sum(rates, tokens, model.ffn_linears)
+    layers_forward = np.zeros_like(tokens)
+    for shape, count in model.projections:
+        layers_forward += count * rates.matmul_s(tokens, *shape)
     if model.moe:
         # Each token goes to several experts; those that get one are read whole.
         h, ffn = model.hidden_size, model.moe.expert_ffn_size
@@ -156,13 +157,6 @@ def _roofline(
         cast = weights * (FP32 + compute_bytes(workload.precision)) / rates.stream_bytes_per_s
         forward, backward = forward + cast, backward + cast
     return Compute(forward=forward, backward=backward, recompute=layers, measured=False)
-
-
-def _sum(rates: Rates, tokens: Array, shapes: Any) -> Array:
-    found = np.zeros_like(tokens)
-    for inputs, outputs in shapes.values():
-        found += rates.matmul_s(tokens, inputs, outputs)
-    return found
 
 
 def _attention_s_per_token(model: ModelSpec, workload: Workload, rates: Rates) -> float:

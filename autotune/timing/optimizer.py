@@ -63,5 +63,5 @@ def optimizer_of(
 
 def _tensors(model: ModelSpec) -> int:
     """Return about how many parameters a model has: the matrices and norms of its layers."""
-    each = len(model.attention_linears) + len(model.ffn_linears) + model.norms_per_layer
-    return model.num_layers * each + 2
+    matrices = sum(count for _, count in model.projections)
+    return matrices + model.num_layers * model.norms_per_layer + 2

@@ -10,6 +10,7 @@ from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.workload import Workload
+from tests.integration.allocator import allocator_peak
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -21,20 +22,6 @@ pytestmark = [
 
 # The closed form leaves out small temporaries and the order in which backward frees.
 TOLERANCE = 0.03
-
-
-def allocator_peak(run):
-    """Return the largest sum of live CPU allocations while `run` runs, model included."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        run()
-    live = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def train(spec, workload, plan):

@@ -4,6 +4,7 @@ import pytest
 
 from autotune.memory import optimizers, quantised
 from autotune.memory.setup import Optimizer, Quantised
+from tests.integration.allocator import allocator_peak
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.integration
@@ -52,20 +53,6 @@ def state_of(optimizer):
     )
 
 
-def transient(step):
-    """Return the largest sum of live CPU allocations above that at the start."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        step()
-    live = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "kind",
@@ -87,14 +74,14 @@ def test_states_and_step_of_torch(kind, dtype):
         kind, ELEMENTS, LARGEST, element_bytes=width, before=LARGEST, largest_shape=(512, 1024)
     )
     # Reductions and matrix products in bf16 take a little scratch on a CPU.
-    assert transient(optimizer.step) == pytest.approx(needed, rel=0.08, abs=SLACK)
+    assert allocator_peak(optimizer.step) == pytest.approx(needed, rel=0.08, abs=SLACK)
 
 
 def test_foreach_adamw_needs_one_copy_of_all():
     optimizer = torch.optim.AdamW(parameters(torch.float32), foreach=True)
     optimizer.step()
     needed = optimizers.step_bytes(Optimizer.ADAMW, ELEMENTS, LARGEST, foreach=True)
-    assert transient(optimizer.step) == pytest.approx(needed, rel=0.02, abs=SLACK)
+    assert allocator_peak(optimizer.step) == pytest.approx(needed, rel=0.02, abs=SLACK)
 
 
 @pytest.mark.parametrize("kind", [Optimizer.ADAMW_8BIT, Optimizer.LION])

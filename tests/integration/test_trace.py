@@ -13,8 +13,8 @@ from autotune.memory.profiles import activation_profile, trace_in_child
 from autotune.memory.setup import Attention, Checkpointing, Loss, Regime, TraceKey
 from autotune.spec.model import load_model, model_from_config
 from autotune.spec.workload import Lora
+from tests.integration.allocator import allocator_peak
 from tests.integration.families import CONFIGS, WINDOW, build
-from tests.integration.test_memory_peak import allocator_peak
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

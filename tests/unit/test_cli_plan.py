@@ -30,6 +30,16 @@ def test_plan_json_is_the_contract(capsys):
     assert {"plan", "code", "reason"} == set(document["rejected"][0])
 
 
+def test_plan_json_where_nothing_fits_is_the_document_all_the_same(capsys):
+    flags = ["--memory-limit", "8GiB", "--strategies", "ddp", "--json"]
+    code, out, err = run(capsys, *PLAN, *flags)
+    document = json.loads(out)
+    assert code == 1
+    assert "fits 8 x" in err and "GiB too much" in err and err.count("\n") == 1
+    assert document["candidates"]
+    assert {candidate["verdict"] for candidate in document["candidates"]} == {"oom"}
+
+
 @pytest.mark.parametrize("width", [60, 200])
 def test_tables_keep_to_the_width(capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))

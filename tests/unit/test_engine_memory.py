@@ -152,6 +152,21 @@ def test_zero2_makes_its_partition_with_the_first_reduction():
     assert engine.backward(head, NORM, later=True).gradients >= partition
 
 
+def test_zero2_with_a_bucket_for_all_reduces_at_the_end_alone():
+    """An adapter's gradients all fit: nothing overflows the bucket before the epilogue."""
+    size = sizes(adapter=True)
+    engine = make(ZERO2, adapter=True, bucket=2 * size.trainable)
+    place = Place(**{f: getattr(layer(0), f) for f in Place.__slots__} | {"finished": 60})
+    buckets = 2 * 2 * 2 * size.trainable  # two of them, in bf16
+    work = engine.backward(place, 20, later=False)
+    assert (work.gradients, work.temporaries) == (0, buckets)
+    end = engine.finish(later=False)
+    assert end.gradients == 4 * size.trainable / RANKS
+    assert end.temporaries == buckets + 6 * size.trainable
+    # The partition stays for the micro-steps after.
+    assert engine.backward(place, 20, later=True).gradients == 4 * size.trainable / RANKS
+
+
 def test_zero3_lets_go_what_backward_has_used():
     engine = make(ZERO3)
     assert total(engine.loss()) == 2 * TOTAL  # far below the reuse distance
@@ -250,6 +265,70 @@ def test_one_rank_gathers_nothing():
     engine = make(FSDP2, ranks=1)
     assert total(engine.forward(layer(2))) == 2 * LAYER
     assert engine.leave(layer(1), later=False).temporaries == 8 * LAYER
+
+
+def test_fsdp2_holds_all_gradients_whole_between_first_and_last_micro_step():
+    """`unsharded_accumulated_grad` of ``_fsdp_param.py`` stays whole until a step reduces it."""
+    two, three = make(FSDP2, steps=2), make(FSDP2, steps=3)
+    whole = 4 * TOTAL
+    held = three.backward(layer(1), 0, later=True)
+    assert held.gradients + held.temporaries == whole
+    last = two.backward(layer(1), 0, later=True)
+    assert last.gradients + last.temporaries < whole
+    # When a layer's backward ends, its new gradients in bf16 are there beside them.
+    leaving = three.leave(layer(1), later=True)
+    assert leaving.gradients + leaving.temporaries == whole + 2 * LAYER
+    # With the first micro-step nothing is held yet.
+    first = [engine.backward(layer(1), 0, later=False) for engine in (two, three)]
+    assert total(first[0]) == total(first[1])
+
+
+def test_fsdp2_adds_to_earlier_gradients_before_it_reshards():
+    """`post_backward` of ``_fsdp_param_group.py``: the embedding's own bf16 weights are there."""
+    end = make(FSDP2, steps=3).finish(later=True)
+    assert total(end) == 4 * TOTAL + 2 * EMBEDDING + 2 * EMBEDDING
+    on_cpu = make(FSDP2, steps=3, on_cpu=True).finish(later=True)
+    assert total(on_cpu) == total(end) + 4 * EMBEDDING  # the addition's cast
+    # A tied one's went with the tail's backward.
+    size = sizes(tied=True)
+    tied = make(FSDP2, steps=3, tied=True, ranks=8).finish(later=True)
+    assert total(tied) == 4 * size.total + 2 * (EMBEDDING + NORM)
+
+
+MANY = 8
+"""Ranks enough that the optimizer's temporaries are below the updated weights."""
+
+
+@pytest.mark.parametrize("strategy", [ZERO1, ZERO2])
+def test_gloo_gathers_updated_weights_into_a_copy(strategy):
+    """`all_gather_dp_groups` of ``runtime/utils.py``: bf16 weights of the whole model."""
+    on_gpu, on_cpu = (make(strategy, ranks=MANY, on_cpu=cpu) for cpu in (False, True))
+    part = TOTAL / MANY
+    gradients = 2 * TOTAL if strategy == ZERO1 else 4 * part
+    adam = 8 * part  # root and quotient of the rank's part
+    assert total(on_gpu.step()) == gradients + adam
+    # ZeRO-2's partition is gone by then.
+    assert total(on_cpu.step()) == 2 * TOTAL + (2 * TOTAL if strategy == ZERO1 else 0)
+    alone = make(strategy, ranks=1, on_cpu=True)
+    own = 2 * TOTAL if strategy == ZERO1 else 4 * TOTAL
+    assert total(alone.step()) == own + 8 * TOTAL
+
+
+def test_gloo_reduces_a_copy_under_zero3():
+    """`reduce_scatter_coalesced` of ``runtime/comm/coalesced_collectives.py``, in fp32."""
+    on_gpu, on_cpu, alone = (
+        make(ZERO3, on_cpu=cpu, ranks=ranks).backward(layer(1), 1, later=False).temporaries
+        for cpu, ranks in ((False, RANKS), (True, RANKS), (True, 1))
+    )
+    assert (on_gpu, on_cpu, alone) == (4 * BIG, 2 * 4 * BIG, 4 * BIG)
+
+
+def test_gloo_gathers_through_a_copy_under_zero3():
+    """`_all_gather_dtype` of ``partition_parameters.py`` makes one flat buffer of what it moves."""
+    on_gpu, on_cpu = make(ZERO3), make(ZERO3, on_cpu=True)
+    so_far = EMBEDDING + 3 * LAYER
+    assert total(on_gpu.enter(layer(2))) == 2 * (so_far + BIG)
+    assert total(on_cpu.enter(layer(2))) == 2 * (so_far + 2 * BIG)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,45 @@ def test_lines_of_a_newer_version_are_read(tmp_path):
     assert base.entries() == [entry()]
 
 
+def newer_line(**more) -> bytes:
+    """Of a layout that renamed what this version needs."""
+    line = {"layout": knowledge.LAYOUT + 1, "ruler": "other", "bytes": {"real": 1}} | more
+    return json.dumps(line).encode()
+
+
+def test_lines_of_a_newer_layout_are_left_as_they_are(tmp_path, caplog):
+    base = KnowledgeBase(tmp_path)
+    base.add([entry("a")])
+    with base.path.open("ab") as file:
+        file.write(newer_line() + b"\n")
+    assert [e.plan_id for e in base.entries()] == ["a"]
+    base.add([entry("b")])
+    assert [e.plan_id for e in base.entries()] == ["a", "b"]
+    assert not caplog.text and not list(tmp_path.glob("*.damaged-*"))
+    assert newer_line() in base.path.read_bytes()
+
+
+def test_lines_of_a_newer_layout_outlive_a_repair_and_a_trim(tmp_path, monkeypatch, caplog):
+    base = KnowledgeBase(tmp_path)
+    base.add([entry("a")])
+    with base.path.open("ab") as file:
+        file.write(newer_line() + b"\n{nonsense}\n")
+    assert [e.plan_id for e in base.entries()] == ["a"]
+    assert "1 damaged line(s)" in caplog.text and "the 2 readable" in caplog.text
+    monkeypatch.setattr(knowledge, "MOST_ENTRIES", 3)
+    base.add([entry("b"), entry("c")])
+    assert newer_line() not in base.path.read_bytes()  # the limit is for all lines
+    assert [e.plan_id for e in base.entries()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("layout", [0, -1, "2", None, knowledge.LAYOUT, 1.5, True])
+def test_what_only_looks_like_a_newer_layout_is_damage(tmp_path, layout, caplog):
+    base = KnowledgeBase(tmp_path)
+    base.path.write_bytes(newer_line(layout=layout) + b"\n")
+    assert base.entries() == []
+    assert "1 damaged line(s)" in caplog.text
+
+
 def add_many(folder: Path, name: str) -> None:
     for number in range(40):
         KnowledgeBase(folder).add([entry(f"{name}-{number}")])

@@ -52,7 +52,7 @@ def own_model():
 
 @pytest.fixture
 def without_stack(monkeypatch):
-    monkeypatch.setattr(found_by, "find_spec", lambda name: None)
+    monkeypatch.setattr(found_by, "can_trace", lambda: False)
 
 
 def level_after(profile, sizes):
@@ -167,14 +167,14 @@ def test_traced_once_then_cached(own_model, monkeypatch):
         asked.extend(keys)
         return [profile for _ in keys]
 
-    monkeypatch.setattr(found_by, "find_spec", lambda name: True)
+    monkeypatch.setattr(found_by, "can_trace", lambda: True)
     monkeypatch.setattr(found_by, "trace_in_child", trace)
     first = activation_profile(own_model, KEY)
     found_by._found.clear()
     assert activation_profile(own_model, KEY) == first
     assert asked == [KEY]
     found_by._found.clear()
-    monkeypatch.setattr(found_by, "_versions", lambda: ("another torch",))
+    monkeypatch.setattr(found_by, "stack_versions", lambda: ("another torch",))
     activation_profile(own_model, KEY)
     assert asked == [KEY, KEY]
 
@@ -195,7 +195,7 @@ def test_a_trace_that_went_wrong_leaves_the_closed_form(own_model, monkeypatch, 
     def fail(config, keys):
         raise TraceFailure("Tracing failed (boom).")
 
-    monkeypatch.setattr(found_by, "find_spec", lambda name: True)
+    monkeypatch.setattr(found_by, "can_trace", lambda: True)
     monkeypatch.setattr(found_by, "trace_in_child", fail)
     assert activation_profile(own_model, KEY).source == "closed form"
     assert "boom" in caplog.text

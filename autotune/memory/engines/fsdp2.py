@@ -87,11 +87,16 @@ class Fsdp2(EngineMemory):
         """Return the reduction of the unit whose inputs need no gradient, after backward."""
         size = self.sizes
         unit = (size.embedding + (size.norm if size.tied else 0.0)) * size.all_train
-        gradients, work = self._leaving(size.trainable - unit, unit, of_layer=False, later=later)
+        # Gradients of earlier micro-steps are added to before the unit is resharded
+        # (`FSDPParamGroup.post_backward`). A tied one is resharded with the tail, before its end.
+        kept = 0.0 if size.tied else self.width * unit
+        gradients, work = self._leaving(
+            size.trainable - unit, unit, of_layer=False, later=later, kept=kept
+        )
         return Work(gradients=gradients, temporaries=work)
 
     def _leaving(
-        self, finished: Bytes, unit: Bytes, *, of_layer: bool, later: bool
+        self, finished: Bytes, unit: Bytes, *, of_layer: bool, later: bool, kept: Bytes = 0.0
     ) -> tuple[Bytes, Bytes]:
         """Return the other units' gradients, and a unit's own with what they turn into.
 
@@ -111,7 +116,7 @@ class Fsdp2(EngineMemory):
         cast = reduce * unit + self.width * single
         if later:
             # On the CPU an addition casts its second operand first.
-            adding = self.width * unit + reduce * single * self.runs.on_cpu
+            adding = kept + self.width * unit + reduce * single * self.runs.on_cpu
             reduced = np.maximum(reduced, reduce * unit + adding)
             reduced = np.maximum(reduced, self._not_last(others) + adding)
         return others, np.where(self._synchronises(later=later), reduced, cast)

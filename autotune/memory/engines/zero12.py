@@ -102,12 +102,13 @@ class Zero2(EngineMemory):
         """Return the partition, large gradients the last rank owns, the bucket and its casts."""
         done = place.finished + inside
         some = np.asarray(done, float) > 0
-        # The partition comes with the first reduction: not with what still fits into the bucket.
-        reduced = done > np.minimum(self.runs.bucket, self.sizes.trainable / 2)
+        # A bucket is reduced when a gradient arrives that it cannot hold, what is left at the end
+        # of backward (`reduce_independent_p_g_buckets_and_remove_grads`,
+        # `independent_gradient_partition_epilogue`); the partition comes with the first reduction.
+        reduced = done > self.runs.bucket
         gradients = np.where(reduced | later, self.held(), 0.0) + self._kept(done)
-        # A bucket is reduced when a gradient arrives.
         copies = np.maximum(self._reduced(place.kind), self._normed(place.kind, later=later))
-        reducing = np.where(np.asarray(inside, float) > 0, copies, 0.0)
+        reducing = np.where(reduced & (np.asarray(inside, float) > 0), copies, 0.0)
         return Work(
             gradients=gradients, temporaries=np.where(some, self._buckets() + reducing, 0.0)
         )

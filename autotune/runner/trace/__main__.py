@@ -1,16 +1,17 @@
-"""Entry: ``python -m autotune.runner.trace REQUEST.json ANSWER.json``.
+"""Entry: ``python -m autotune.runner.trace``, one JSON request a line, one JSON answer a line.
 
-The request holds ``config`` and ``keys``; the answer ``profiles``, one a key, or ``error`` where
-the model is none that can be trained, or ``failure`` where the trace itself went wrong.
+A request holds a ``config``, and ``keys`` to trace; without keys it asks what the model is. The
+answer holds ``profiles``, one a key, or ``model``; ``error`` where the model is none that can be
+trained; ``failure`` where the trace itself went wrong.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 from autotune.errors import AutotuneError
@@ -18,18 +19,33 @@ from autotune.memory.profile_json import key_from_json, profile_to_json
 
 
 def main() -> int:
-    """Trace what the request asks for; return the exit status."""
+    """Answer requests until there are no more; return the exit status."""
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
-    request = json.loads(Path(sys.argv[1]).read_text())
-    try:
-        answer: dict[str, Any] = {"profiles": _trace(request["config"], request["keys"])}
-    except AutotuneError as error:
-        answer = {"error": str(error)}
-    except Exception as error:  # the process edge
-        answer = {"failure": f"{type(error).__name__}: {error}"}
-    Path(sys.argv[2]).write_text(json.dumps(answer))
+    # What libraries print must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answers.flush()
     return 0
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        if "keys" not in request:
+            return {"model": _describe(request["config"])}
+        return {"profiles": _trace(request["config"], request["keys"])}
+    except AutotuneError as error:
+        return {"error": str(error)}
+    except Exception as error:  # the process edge
+        return {"failure": f"{type(error).__name__}: {error}"}
+
+
+def _describe(config: dict[str, Any]) -> dict[str, Any]:
+    from autotune.runner.trace.describe import describe
+
+    return describe(config).model_dump(mode="json")
 
 
 def _trace(config: dict[str, Any], keys: list[dict[str, Any]]) -> list[dict[str, Any]]:

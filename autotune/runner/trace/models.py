@@ -54,8 +54,8 @@ def build(
     Raises:
         AutotuneError: transformers cannot build it, or its layers are not one list.
     """
-    model = _build(config, dtype, attention)
-    name, layers = _find_layers(model)
+    model = build_whole(config, dtype=dtype, attention=attention)
+    name, layers = find_layers(model)
     kinds = _kinds(layers)
     chosen, stands_for = _choose(kinds)
     _cut_config(model.config, len(layers), chosen)
@@ -82,7 +82,12 @@ def materialise(cut: Cut) -> None:
             )
 
 
-def _build(config: dict[str, Any], dtype: torch.dtype, attention: str) -> Any:
+def build_whole(config: dict[str, Any], *, dtype: torch.dtype, attention: str) -> Any:
+    """Build the whole model on ``meta``.
+
+    Raises:
+        AutotuneError: transformers cannot build it.
+    """
     try:
         parsed = AutoConfig.for_model(**config)
         with torch.device("meta"):
@@ -93,6 +98,9 @@ def _build(config: dict[str, Any], dtype: torch.dtype, attention: str) -> Any:
                 experts_implementation=EXPERTS_NAME,
             )
     except _BUILDING_ERRORS as error:
+        if isinstance(error, KeyError) and error.args == (attention,):
+            # A family's own table of attention classes, from before transformers had functions.
+            raise AutotuneError(no_interface(f"model_type {config.get('model_type')!r}")) from error
         said = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         raise AutotuneError(
             "transformers cannot build the model of this config.json "
@@ -102,7 +110,20 @@ def _build(config: dict[str, Any], dtype: torch.dtype, attention: str) -> Any:
     return model
 
 
-def _find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def no_interface(what: str) -> str:
+    """Return what to say of a model whose attention cannot be told what to run."""
+    return (
+        f"{what} computes attention by itself, not through transformers' attention functions, so "
+        "what the engines would run cannot be traced."
+    )
+
+
+def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of a model's decoder layers.
+
+    Raises:
+        AutotuneError: they are not one list.
+    """
     count = getattr(model.config, "num_hidden_layers", None)
     lists = [
         (name, module)

@@ -55,9 +55,8 @@ def trace_profiles(config: dict[str, Any], keys: Sequence[TraceKey]) -> list[Act
     return profiles
 
 
-def _lengths(config: dict[str, Any], windowed: bool, cp: int) -> tuple[int, int]:
+def _lengths(window: int, windowed: bool, cp: int) -> tuple[int, int]:
     """Return the first local length to trace and the step to the others: in the key's regime."""
-    window = config.get("sliding_window") or 4096
     if windowed:
         return -(-window // cp) + 64, 64
     # Four lengths, all within the window.
@@ -87,7 +86,9 @@ class _Assembly:
         self._sizes = self._make_sizes(batches, squares=True)
 
     def _make_sizes(self, batches: tuple[int, ...], *, squares: bool) -> list[tuple[int, int]]:
-        lengths = _lengths(self._config, self._key.windowed, self._cp)
+        own = getattr(self._cut.model.config, "sliding_window", None)
+        window = self._config.get("sliding_window") or own or 4096
+        lengths = _lengths(window, self._key.windowed, self._cp)
         return points(*lengths, batches, squares=squares)
 
     def profile(self, evaluations: dict[TraceKey, Phase]) -> ActivationProfile:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autotune.errors import AutotuneError
 from autotune.memory.setup import Attention, TraceKey
 from autotune.runner import ulysses
 from autotune.runner.trace import liger, losses, models, regimes
@@ -66,7 +67,7 @@ class Tracer:
         ledger = Ledger(copies)
         fused = self._key.fused_kernels
         rope = liger.patched_rope(self._layer) if fused else contextlib.nullcontext()
-        with self._mode, _own_context(self._cp), rope:
+        with self._mode, _own_context(self._cp) as context, rope:
             ledger.ignore([*self.cut.model.parameters(), *self.cut.model.buffers()])
             self._ledger = ledger
             with ledger:
@@ -74,6 +75,8 @@ class Tracer:
                 step(self._batch(batch, local))
                 ledger.finish()
             self._ledger = None
+            if context.calls == 0 and self._key.attention in (Attention.RUNNER, Attention.SDPA):
+                raise AutotuneError(models.no_interface(type(self.cut.model).__name__))
         return ledger
 
     def _batch(self, batch: int, local: int) -> dict[str, torch.Tensor]:
@@ -161,7 +164,7 @@ class Tracer:
 
 
 @contextlib.contextmanager
-def _own_context(cp: int) -> Iterator[None]:
+def _own_context(cp: int) -> Iterator[AttentionContext]:
     """Lend the attention function a context of its own and an exchange with nobody."""
     lent = AttentionContext(cp=cp)
     with (
@@ -169,7 +172,7 @@ def _own_context(cp: int) -> Iterator[None]:
         mock.patch.object(ulysses, "_all_to_all", _exchange_nothing),
         mock.patch.object(torch.distributed, "get_rank", lambda group=None: 0),
     ):
-        yield
+        yield lent
 
 
 def _exchange_nothing(x: torch.Tensor, group: object) -> torch.Tensor:

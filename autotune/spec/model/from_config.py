@@ -74,30 +74,24 @@ def _family_of(name: str, config: Mapping[str, Any], weights: str | None) -> Fam
     """Return the family, or say what about this config is not supported."""
     architecture = config.get("model_type")
     supported = f"Supported: {', '.join(sorted(FAMILIES))} (text decoders)."
-    text = config.get("text_config")
-    if isinstance(text, Mapping):
-        raise AutotuneError(
-            f"Model {name!r} is multi-modal: its config holds a text_config beside other parts, "
-            f"and only text models are trained here. Its text_config ({text.get('model_type')!r}) "
-            f"alone, saved as a config.json, can be planned and searched. {supported}"
-        )
+    refuse_other_inputs(name, config, supported)
     family = FAMILIES.get(str(architecture))
     classes = [str(cls) for cls in config.get("architectures") or ()]
     if family is None:
-        what = f"model_type {architecture!r}"
-        if classes:
-            what += f" ({classes[0]})"
-        if config.get("is_encoder_decoder"):
-            what += ", an encoder-decoder"
-        elif "vision_config" in config or "image_size" in config:
-            what += ", which reads images"
-        elif classes and not classes[0].endswith(_NEXT_TOKEN):
-            what += ", which is no decoder that predicts the next token"
         custom = ""
         if config.get("auto_map"):
             custom = " It needs the code in its own repository (auto_map), which is never run here."
+        other = what_else(config)
+        # Whether it can be built is for transformers to say, and takes seconds.
+        estimated = (
+            ""
+            if other or custom
+            else " 'autotune plan', 'estimate' and 'capacity' take any decoder that transformers "
+            "itself can build; training another family was not checked."
+        )
         raise AutotuneError(
-            f"Model {name!r} has {what}, which is not supported.{custom} {supported}"
+            f"Model {name!r} has {describe_type(config)}{other}, which is not supported."
+            f"{custom} {supported}{estimated}"
         )
     if config.get("auto_map") and classes and family.causal_lm not in classes:
         raise AutotuneError(
@@ -109,6 +103,49 @@ def _family_of(name: str, config: Mapping[str, Any], weights: str | None) -> Fam
             f"Model {name!r} is {classes[0]}, which does not predict the next token, and only "
             f"models that do are trained here: {family.causal_lm} for this model_type."
         )
+    refuse_other_training(name, config, weights)
+    return family
+
+
+def describe_type(config: Mapping[str, Any]) -> str:
+    """Return a config's model_type and class in words."""
+    classes = config.get("architectures") or ()
+    return f"model_type {config.get('model_type')!r}" + (f" ({classes[0]})" if classes else "")
+
+
+def what_else(config: Mapping[str, Any]) -> str:
+    """Return what a config says that makes it no text decoder; empty where it says nothing."""
+    classes = [str(cls) for cls in config.get("architectures") or ()]
+    if config.get("is_encoder_decoder"):
+        return ", an encoder-decoder"
+    if "vision_config" in config or "image_size" in config:
+        return ", which reads images"
+    if classes and not classes[0].endswith(_NEXT_TOKEN):
+        return ", which is no decoder that predicts the next token"
+    return ""
+
+
+def refuse_other_inputs(name: str, config: Mapping[str, Any], supported: str) -> None:
+    """Refuse a multi-modal model.
+
+    Raises:
+        AutotuneError: it has a text model among its parts.
+    """
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        raise AutotuneError(
+            f"Model {name!r} is multi-modal: its config holds a text_config beside other parts, "
+            f"and only text models are trained here. Its text_config ({text.get('model_type')!r}) "
+            f"alone, saved as a config.json, can be planned and searched. {supported}"
+        )
+
+
+def refuse_other_training(name: str, config: Mapping[str, Any], weights: str | None) -> None:
+    """Refuse a decoder that is told to be something else, or whose weights are quantised.
+
+    Raises:
+        AutotuneError: saying which.
+    """
     if config.get("use_bidirectional_attention"):
         raise AutotuneError(
             f"Model {name!r} attends in both directions (use_bidirectional_attention): it does not "
@@ -121,7 +158,6 @@ def _family_of(name: str, config: Mapping[str, Any], weights: str | None) -> Fam
             f"The weights of {name!r} are quantised ({method}), which are not trained here. Give a "
             "folder or a Hub id with bf16 or fp32 weights, or the config.json alone."
         )
-    return family
 
 
 def _experts(

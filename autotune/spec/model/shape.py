@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from autotune.spec.model.counted import Counted
 from autotune.spec.workload import Lora
 
 Shapes = dict[str, tuple[int, int]]
@@ -72,6 +73,8 @@ class ModelSpec(BaseModel):
     sliding_window: PositiveInt | None = None
     """Tokens a windowed layer sees, its own among them."""
     num_window_layers: NonNegativeInt = 0
+    counted: Counted | None = Field(default=None, repr=False)
+    """Parameters as the model itself has them, where no formula of this class counts them."""
     hf_config: dict[str, Any] = Field(repr=False)
     """Complete Hugging Face config with ``model_type``: ``AutoConfig.for_model(**hf_config)``."""
     weights: str | None = None
@@ -126,9 +129,22 @@ class ModelSpec(BaseModel):
     def linears(self) -> Shapes:
         """Projections every layer has as a module: what LoRA can target.
 
-        Experts are stacked parameters, not modules, and leave the attention's.
+        Experts are stacked parameters, not modules, and leave the attention's. The smallest of a
+        name, where a counted model has several.
         """
+        if self.counted:
+            ordered = sorted(self.counted.projections, key=lambda p: -p.inputs * p.outputs)
+            everywhere = {p.name for p in ordered if p.count == self.num_layers}
+            return {p.name: (p.inputs, p.outputs) for p in ordered if p.name in everywhere}
         return self.attention_linears | ({} if self.num_moe_layers else self.ffn_linears)
+
+    @property
+    def projections(self) -> list[tuple[tuple[int, int], int]]:
+        """Shapes of the layers' linear modules, and how many of each there are in the model."""
+        if self.counted:
+            return [((p.inputs, p.outputs), p.count) for p in self.counted.projections]
+        attention = [(shape, self.num_layers) for shape in self.attention_linears.values()]
+        return attention + [(shape, self.num_dense_layers) for shape in self.ffn_linears.values()]
 
     @property
     def num_router_parameters(self) -> int:
@@ -169,6 +185,8 @@ class ModelSpec(BaseModel):
     @property
     def num_parameters_per_layer(self) -> int:
         """All parameters of one decoder layer, the largest where layers differ."""
+        if self.counted:
+            return max(self.counted.layers)
         experts = self.moe.num_experts if self.moe else 0
         sparse = self.num_router_parameters + experts * self.num_expert_parameters
         dense = self.num_dense_ffn_parameters * (self.num_dense_layers > 0)
@@ -177,22 +195,30 @@ class ModelSpec(BaseModel):
     @property
     def num_embedding_parameters(self) -> int:
         """Token embedding; the output head has as many, shared when `tied_embeddings`."""
+        if self.counted:
+            return self.counted.embedding
         return self.vocab_size * self.hidden_size
 
     @property
     def num_root_parameters(self) -> int:
         """Parameters outside the decoder layers: embedding, output head, final norm."""
+        if self.counted:
+            return self.counted.embedding + self.counted.head + self.counted.rest
         copies = 1 if self.tied_embeddings else 2
         return copies * self.num_embedding_parameters + self.hidden_size
 
     @property
     def num_parameters(self) -> int:
         """Exact count of distinct parameters (a tied head counts once)."""
+        if self.counted:
+            return self.counted.total
         return self._parameters_with(self.moe.num_experts if self.moe else 0)
 
     @property
     def num_active_parameters(self) -> int:
         """Parameters one token passes through, the embedding table counted whole."""
+        if self.counted:
+            return self.counted.active
         return self._parameters_with(self.moe.experts_per_token if self.moe else 0)
 
     def _parameters_with(self, experts_per_layer: int) -> int:
@@ -207,17 +233,23 @@ class ModelSpec(BaseModel):
     @property
     def num_matmul_parameters(self) -> int:
         """Weights that multiply each token: projections, its experts, head; not the embedding."""
+        if self.counted:
+            return self.counted.active_matrices + self.counted.embedding
         experts = self.moe.experts_per_token if self.moe else 0
         return self._matmul_parameters_with(experts) + self.num_embedding_parameters
 
     @property
     def num_layer_matmul_parameters(self) -> int:
         """Weights of all matrix products of all layers, every expert's among them."""
+        if self.counted:
+            return sum(self.counted.matrices)
         return self._matmul_parameters_with(self.moe.num_experts if self.moe else 0)
 
     @property
     def largest_layer_matmul_parameters(self) -> int:
         """Weights of the matrix products of one layer, the largest where layers differ."""
+        if self.counted:
+            return max(self.counted.matrices)
         dense = _weights(self.ffn_linears) if self.num_dense_layers else 0
         sparse = self._moe_weights(self.moe.num_experts if self.moe else 0)
         return _weights(self.attention_linears) + max(dense, sparse)
@@ -238,6 +270,8 @@ class ModelSpec(BaseModel):
     @property
     def largest_parameter(self) -> int:
         """Elements of the largest parameter: a projection, the head, or stacked experts."""
+        if self.counted:
+            return max(self.counted.embedding, self.counted.head, *self.counted.sizes)
         gate_up = 0
         if self.moe:
             gate_up = 2 * self.moe.num_experts * self.hidden_size * self.moe.expert_ffn_size
@@ -246,6 +280,8 @@ class ModelSpec(BaseModel):
     @property
     def largest_module(self) -> int:
         """Elements of the largest module ZeRO-3 gathers at once: here a layer's experts."""
+        if self.counted:
+            return max(self.counted.embedding, self.counted.head, self.counted.largest_module)
         experts = self.moe.num_experts * self.num_expert_parameters if self.moe else 0
         return max(self.num_embedding_parameters, experts, *self._module_sizes())
 
@@ -259,6 +295,9 @@ class ModelSpec(BaseModel):
         Hu et al., arXiv:2106.09685. Names that are no projection of this model add nothing; a
         rule reports them.
         """
+        if self.counted:
+            own = [p for p in self.counted.projections if p.name in adapter.target_modules]
+            return adapter.r * sum(p.count * (p.inputs + p.outputs) for p in own)
         targets = [shape for name, shape in self.linears.items() if name in adapter.target_modules]
         return self.num_layers * adapter.r * sum(inputs + outputs for inputs, outputs in targets)
 
