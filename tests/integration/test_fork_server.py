@@ -137,7 +137,7 @@ def test_the_imports_read_nothing_that_a_launch_changes(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[-2] == "['CUDA_VISIBLE_DEVICES']", done.stderr[-2000:]
 
 
-def waiting(folder: Path, server: ForkServer, **changes: Any) -> Request:
+def waiting(folder: Path, **changes: Any) -> Request:
     measurement = Measurement(min_steps=2, max_steps=3, target_seconds=0.2)
     return trial_request(
         make_plan("ddp", 2), folder, rungs=[], measurement=measurement, converses=True, **changes
@@ -166,7 +166,7 @@ def test_a_launch_measures_what_it_is_asked(server: ForkServer, tmp_path: Path) 
 def test_a_supervisor_that_says_nothing_is_not_waited_for(
     server: ForkServer, tmp_path: Path
 ) -> None:
-    running = Running(waiting(tmp_path, server, idle_limit_s=1.0), tmp_path, starter=server)
+    running = Running(waiting(tmp_path, idle_limit_s=1.0), tmp_path, starter=server)
     try:
         running.start()
         assert not running.watch(hang_s=60, deadline=(time.monotonic() + 120, "the test's end"))
@@ -229,7 +229,7 @@ def test_server_and_ranks_die_with_the_supervisor(tmp_path: Path) -> None:
         "print(server.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    (tmp_path / "asked.json").write_text(waiting(tmp_path, None).model_dump_json())  # type: ignore[arg-type]
+    (tmp_path / "asked.json").write_text(waiting(tmp_path).model_dump_json())
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE
     ) as supervisor:
