@@ -161,8 +161,10 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
         by_accumulation.setdefault(part.grad_accum_steps, []).append(part)
     base = by_accumulation.get(plan.grad_accum_steps) or by_accumulation[max(by_accumulation)]
     steps = _slowest([part.step_s for part in base])
-    if not all(math.isfinite(step) and step > 0 for step in steps):
-        return _failed(plan, answers, Outcome.INVALID, f"a step took {min(steps)} s: no clock does")
+    wrong = [s for part in base for s in part.step_s if not (math.isfinite(s) and s > 0)]
+    if wrong:
+        said = f"a step took {wrong[0]} s: no clock says so"
+        return _failed(plan, answers, Outcome.INVALID, said)
     spread = median_interval(steps)
     base_accum = base[0].grad_accum_steps
     micro = _median_of_slowest([part.micro_step_s for part in base])
