@@ -9,6 +9,8 @@ from autotune.trial.protocol import (
     REQUEST_FILE,
     RankResult,
     Request,
+    Rung,
+    RungOrder,
     heartbeat_file,
     rank_result_file,
     read_message,
@@ -34,6 +36,17 @@ def read_result(folder: Path, number: int, launch_id: str) -> RankResult | None:
     except FileNotFoundError:
         return None
     return result if result.launch_id == launch_id else None
+
+
+def asked_rungs(folder: Path) -> list[Rung]:
+    """Return the rungs a conversation's ranks were asked for, in order; see `RungOrder`.
+
+    With them in its `rungs`, the folder's request and `read_results` give the records of a launch
+    whose supervisor died: `autotune.trial.outcome.read_rungs`.
+    """
+    launch_id = read_message(Request, folder / REQUEST_FILE).launch_id
+    orders = [read_message(RungOrder, path) for path in sorted(folder.glob(rung_file("*")))]
+    return [order.rung for order in orders if order.rung and order.launch_id == launch_id]
 
 
 def clear_results(folder: Path) -> None:

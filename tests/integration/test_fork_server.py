@@ -41,7 +41,9 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server")) as made:
+    # pytest says in the environment which test runs.
+    ignored = frozenset({"PYTEST_CURRENT_TEST"})
+    with ForkServer(tmp_path_factory.mktemp("server"), ignored=ignored) as made:
         yield made
 
 
@@ -264,7 +266,8 @@ def test_server_and_ranks_die_with_the_supervisor(tmp_path: Path) -> None:
         pid = int(supervisor.stdout.readline())
         wait_until(lambda: len(rank_pids(tmp_path)) == 2, "two ranks", 60)
         supervisor.kill()
-    wait_until(lambda: process_state(pid) is None, "the server's end", 10)
+    # Z where nobody collects orphans, as in a container without an init.
+    wait_until(lambda: process_state(pid) in (None, "Z"), "the server's end", 10)
     assert_nothing_left(tmp_path)
 
 
