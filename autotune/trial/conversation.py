@@ -15,7 +15,7 @@ from autotune.trial.ranks import Starter
 from autotune.trial.record import TrialRecord
 from autotune.trial.watch import Limits
 
-_POLL_S = 0.02
+_POLL_S = 0.05
 """From one look at the answers to the next: what a rung waits for at most."""
 _CLOSE_S = 20.0
 """How long ranks may take to end by themselves once they were told."""

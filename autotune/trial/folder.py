@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from autotune.trial.protocol import (
@@ -31,11 +32,22 @@ def read_results(folder: Path) -> list[RankResult]:
 
 def read_result(folder: Path, number: int, launch_id: str) -> RankResult | None:
     """Return a rank's result; None while there is none of this launch."""
+    path = folder / rank_result_file(number)
     try:
-        result = read_message(RankResult, folder / rank_result_file(number))
+        found = path.stat()
+        result = _parsed(path, (found.st_ino, found.st_mtime_ns, found.st_size))
     except FileNotFoundError:
         return None
     return result if result.launch_id == launch_id else None
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, stamp: tuple[int, int, int]) -> RankResult:
+    """Read a result once for all looks at it: a watch looks often, on the cores it measures.
+
+    Ranks replace the file, so another content is another file.
+    """
+    return read_message(RankResult, path)
 
 
 def asked_rungs(folder: Path) -> list[Rung]:
