@@ -24,7 +24,7 @@ DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-b
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
-.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed base-test profiles wheel clean
+.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed bench-launch base-test profiles wheel clean
 
 help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
@@ -39,6 +39,7 @@ help:
 	@echo 'make bench-memory    how close the memory estimate is, and the peers; MEASURE=--measure'
 	@echo '                     runs the CPU ranks again first'
 	@echo 'make bench-memory-speed  how fast memory is estimated'
+	@echo 'make bench-launch    how soon a trial takes its first step: cold against forked ranks'
 	@echo 'make profiles        trace the catalogue again: the profiles in autotune/memory/shipped'
 	@echo 'make wheel           the wheel, in dist/'
 	@echo 'make venv, clean     the environment alone; remove environments and build outputs'
@@ -101,6 +102,9 @@ bench-memory: $(SETUP)
 
 bench-memory-speed: $(SETUP)
 	$(RUN) benchmarks/memory/speed.py
+
+bench-launch: $(SETUP)
+	$(RUN) benchmarks/launch_start.py
 
 wheel: $(SETUP)
 	rm -rf dist

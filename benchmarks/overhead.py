@@ -105,7 +105,9 @@ def make_request(engine: str, args: argparse.Namespace, folder: Path) -> Request
         ),
         device="cpu",
         out_dir=str(folder),
-        rungs=[Rung(micro_batch_size=args.micro_batch_size, grad_accum_steps=2)],
+        rungs=[
+            Rung(micro_batch_size=args.micro_batch_size, grad_accum_steps=steps) for steps in (1, 2)
+        ],
         # As many steps in both loops: the clock decides nothing.
         measurement=Measurement(warmup_steps=WARMUP, min_steps=args.steps, max_steps=args.steps),
     )

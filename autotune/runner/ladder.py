@@ -63,10 +63,23 @@ def segments_of(rung: Rung, measurement: Measurement) -> list[Segment]:
 class LadderLoader:
     """An endless loader whose micro batch and accumulation follow the current segment."""
 
-    def __init__(self, loader: RankLoader, start_segment: Callable[[int], Segment]) -> None:
+    def __init__(
+        self,
+        loader: RankLoader,
+        start_segment: Callable[[int], Segment],
+        *,
+        sequence_tokens: float,
+    ) -> None:
+        """Read from a loader.
+
+        Args:
+            loader: whose sequences.
+            start_segment: begins a segment, by its number.
+            sequence_tokens: mean valid tokens of the data's sequences.
+        """
         self._loader = loader
         self._start_segment = start_segment
-        self._sequence_tokens = loader.mean_sequence_tokens()
+        self._sequence_tokens = sequence_tokens
 
     @property
     def mean_step_tokens(self) -> float:

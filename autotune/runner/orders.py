@@ -17,6 +17,10 @@ _BEAT_S = 5.0
 """How often every rank tells that it waits: far below the limit of a collective."""
 
 
+class SilentSupervisorError(Exception):
+    """No order came; no exception of a kind that memory raises, too."""
+
+
 class Orders(Protocol):
     """The rungs to measure."""
 
@@ -51,8 +55,8 @@ class AskedOrders:
         """Wait for the next order.
 
         Raises:
-            TimeoutError: the supervisor lives, or this rank would have died with it, but says
-                nothing.
+            SilentSupervisorError: the supervisor lives, or this rank would have died with it, but
+                says nothing.
         """
         self._number += 1
         limit = time.monotonic() + self._limit_s
@@ -62,7 +66,7 @@ class AskedOrders:
             if isinstance(order, RungOrder):
                 return None if order.rung is None else order
             if order:
-                raise TimeoutError(
+                raise SilentSupervisorError(
                     f"the supervisor asked for nothing in {self._limit_s:.0f} s: no order "
                     f"{self._number}"
                 )

@@ -32,6 +32,8 @@ from autotune.runner.answer import FORKED_VARIABLE, die_with_parent
 from autotune.runner.rank import run_rank
 
 _STARTED = time.monotonic()
+_ENVIRONMENT = dict(os.environ)
+"""Before the imports."""
 
 
 def main() -> None:
@@ -62,6 +64,8 @@ class Server:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's
         gc.collect()
         self._threads = _num_threads()
+        # Imports set variables, too, which a cold rank would have.
+        self._set_by_imports = {k: v for k, v in os.environ.items() if _ENVIRONMENT.get(k) != v}
         self._file_pages = resident_file_pages()
         self._say({"ready": time.monotonic() - _STARTED, "threads": self._threads})
 
@@ -132,7 +136,8 @@ class Server:
             end.close()
         os.setsid()
         _redirect(order["log"])
-        variables = order["variables"] | {"AUTOTUNE_PARENT_PID": str(server), FORKED_VARIABLE: "1"}
+        variables = order["variables"] | self._set_by_imports
+        variables |= {"AUTOTUNE_PARENT_PID": str(server), FORKED_VARIABLE: "1"}
         os.environ.clear()
         os.environ.update(variables)
         own = [name for name in variables if name.startswith("AUTOTUNE_") or "RANK" in name]

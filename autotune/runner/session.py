@@ -15,6 +15,7 @@ from autotune.runner.checks import CheckCallback
 from autotune.runner.compiling import compile_layers
 from autotune.runner.data import TrainingData, build_sequences
 from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
+from autotune.runner.data.packing import Sequences
 from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
 from autotune.runner.gauges import Gauge, make_gauge
 from autotune.runner.imports import import_everything
@@ -46,9 +47,11 @@ class Session:
             "cp_size": plan.cp,
         }
 
-    def train_loader(self, start_step: int = 0) -> RankLoader:
-        """Return the loader of this rank, at the plan's split."""
-        plan, sequences = self.plan, self.data.train
+    def train_loader(
+        self, start_step: int = 0, *, sequences: Sequences | None = None
+    ) -> RankLoader:
+        """Return the loader of this rank, at the plan's split; of other sequences where given."""
+        plan, sequences = self.plan, sequences or self.data.train
         return RankLoader(
             sequences,
             StepOrder(len(sequences), plan.global_batch_size, seed=self.request.seed),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from autotune.runner.answer import Answer
+from autotune.runner.data.build import vocab_size_of
+from autotune.runner.data.packing import Sequences
+from autotune.runner.data.synthetic import filled_sequences
 from autotune.runner.engines import training_arguments
 from autotune.runner.gauges import MEMORY_ERRORS, memory_outcome
 from autotune.runner.ladder import Ladder, LadderLoader
 from autotune.runner.orders import make_orders
+from autotune.runner.rehearsal import one_step, rehearse
 from autotune.runner.session import Session, make_trainer, open_session
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
@@ -29,13 +34,21 @@ def run_trial(request: Request, answer: Answer) -> None:
     ladder = make_ladder(session, StepTimer(session.gauge))
     if not ladder.next_rung():
         return
+    climbed = False
     try:
-        ladder_trainer(session, ladder).train()
+        trainer = ladder_trainer(session, ladder)
+        trainer.train()
+        climbed = True
+        if request.rehearses:
+            answer.result.rehearsal = rehearse(session, trainer)
     except MEMORY_ERRORS as error:
         outcome = memory_outcome(error, session.gauge)
         if outcome is None:
             raise
         session.gauge.lift_limit()
+        if climbed:
+            said = _what_was_asked(error)
+            raise MemoryError(f"in evaluation or checkpoint, after the steps: {said}") from error
         answer.add_rung(_out_of_memory(ladder, outcome, error))
         raise MemoryError(_what_was_asked(error)) from error
     finally:
@@ -45,9 +58,12 @@ def run_trial(request: Request, answer: Answer) -> None:
 def make_ladder(session: Session, timer: StepTimer) -> Ladder:
     """Return the ladder of the session's request; `ladder_trainer` climbs it."""
     request, answer = session.request, session.answer
+    measurement = request.measurement
+    if request.rehearses:
+        measurement = measurement.model_copy(update={"max_direct_accumulation": sys.maxsize})
     return Ladder(
         make_orders(request, answer.folder, progress=answer.heartbeat),
-        request.measurement,
+        measurement,
         timer=timer,
         gauge=session.gauge,
         report=answer.add_rung,
@@ -58,6 +74,10 @@ def make_ladder(session: Session, timer: StepTimer) -> Ladder:
 
 def ladder_trainer(session: Session, ladder: Ladder) -> AutotuneTrainer:
     """Return a trainer whose `train()` measures every rung of the ladder."""
+    request = session.request
+    filled: Sequences | None = None
+    if request.rehearses:
+        filled = filled_sequences(request.workload, vocab_size_of(request), request.seed)
     trainer = make_trainer(
         session,
         lambda: training_arguments(
@@ -68,8 +88,13 @@ def ladder_trainer(session: Session, ladder: Ladder) -> AutotuneTrainer:
             save_strategy="no",
             logging_strategy="no",
         ),
-        loader=LadderLoader(session.train_loader(), ladder.start_segment),
+        loader=LadderLoader(
+            session.train_loader(sequences=filled),
+            ladder.start_segment,
+            sequence_tokens=session.data.train.mean_trained_tokens(),
+        ),
         timer=ladder.timer,
+        eval_loader=None if filled is None else one_step(session, filled),
     )
     trainer.add_callback(ladder)
     ladder.trainer = trainer

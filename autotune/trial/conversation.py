@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from autotune.errors import AutotuneError
 from autotune.trial.folder import read_result, read_results
 from autotune.trial.launch import Ended, Running
 from autotune.trial.outcome import read_rung
@@ -14,7 +15,7 @@ from autotune.trial.ranks import Starter
 from autotune.trial.record import TrialRecord
 from autotune.trial.watch import Limits
 
-_POLL_S = 0.02
+_POLL_S = 0.05
 """From one look at the answers to the next: what a rung waits for at most."""
 _CLOSE_S = 20.0
 """How long ranks may take to end by themselves once they were told."""
@@ -61,9 +62,9 @@ class ConversationalLaunch:
         """Return it."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Close it; after an exception without waiting for the ranks."""
+        self.close(at_once=kind is not None)
 
     @property
     def alive(self) -> bool:
@@ -127,17 +128,24 @@ class ConversationalLaunch:
             self._notes.append(f"{lost}; the launch is repeated")
             self._begin()
 
-    def close(self) -> Ended:
+    def close(self, *, at_once: bool = False) -> Ended:
         """End the ranks, if they have not ended; return how the launch ended, its notes included.
 
         A second call returns the same.
+
+        Args:
+            at_once: stop them in the middle of what they do, instead of telling them to end.
+
+        Raises:
+            AutotuneError: what a rank found to be the user's mistake.
         """
         if self._ended is None:
             try:
-                self._asked += 1
-                self._write(None, None)
-                limit = time.monotonic() + _CLOSE_S
-                self._running.watch(hang_s=_CLOSE_S, deadline=(limit, "its end"), poll_s=_POLL_S)
+                if not at_once:
+                    self._asked += 1
+                    self._write(None, None)
+                    limit = time.monotonic() + _CLOSE_S, "its end"
+                    self._running.watch(hang_s=_CLOSE_S, deadline=limit, poll_s=_POLL_S)
             finally:
                 self._ended = self._end()
         return replace(self._ended, notes=[*self._notes, *self._ended.notes])
@@ -174,5 +182,15 @@ class ConversationalLaunch:
         self._running.stop()
         if self._starter is not None:
             self._notes += self._starter.notes()
-        ended = self._running.end()
+        try:
+            ended = self._running.end()
+        except AutotuneError as error:
+            self._ended = Ended(
+                outcome=Outcome.CRASHED,
+                message=str(error),
+                rank=None,
+                exit_codes=[],
+                elapsed_s=time.monotonic() - self._begun,
+            )
+            raise
         return replace(ended, elapsed_s=time.monotonic() - self._begun)

@@ -7,6 +7,7 @@ used (it does not start, or refuses), ranks start cold, and `notes` says why.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -62,13 +63,15 @@ class ForkServer:
     ends the server with the thread that started it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ignored: frozenset[str] = frozenset()) -> None:
         """Start nothing yet.
 
         Args:
             folder: where the server's log goes.
+            ignored: more variables that may differ from launch to launch.
         """
         self._folder = folder
+        self._per_launch = PER_LAUNCH | ignored
         self._cold = ColdStarter()
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,6 +79,7 @@ class ForkServer:
         self._buffer = b""
         self._environment: dict[str, str] = {}
         self._answers: dict[int, dict[str, Any]] = {}
+        self._running: set[int] = set()
         self._exits: dict[int, int] = {}
         self._next_id = 0
         self._refused: str | None = None
@@ -100,19 +104,22 @@ class ForkServer:
     def start(self, number: int, folder: Path, variables: Mapping[str, str]) -> RankProcess:
         """Fork a rank, or start it cold where that is not possible."""
         variables = {**variables, **rank_variables(number, variables)}
+        order = {
+            "request": str((folder / REQUEST_FILE).resolve()),
+            "log": str(rank_log(folder, number).resolve()),
+            "variables": variables,
+        }
         with self._lock:
-            if self._refused is None:
-                self._be_ready(variables)
-            if self._refused is None:
-                order = {
-                    "request": str((folder / REQUEST_FILE).resolve()),
-                    "log": str(rank_log(folder, number).resolve()),
-                    "variables": variables,
-                }
-                answer = self._ask(order)
+            for _ in range(2):  # a server that dies is started again, once
+                if self._refused is None:
+                    self._be_ready(variables)
+                answer = self._ask(order) if self._refused is None else None
                 if answer is not None and "pid" in answer:
                     return ForkedRank(self, answer["pid"])
-                self._give_up(answer["refused"] if answer else "the fork server died")
+                if answer is not None:
+                    self._give_up(answer["refused"])
+            if self._refused is None:
+                self._give_up("the fork server died twice")
         return self._cold.start(number, folder, variables)
 
     def kill_stragglers(self, tag: str) -> None:
@@ -120,7 +127,7 @@ class ForkServer:
         self._cold.kill_stragglers(tag)
 
     def lost(self) -> str | None:
-        """Say whether the server died since this was asked last."""
+        """Say whether the server died, and ranks with it, since this was asked last."""
         with self._lock:
             self.listen()
             lost, self._lost = self._lost, None
@@ -145,15 +152,13 @@ class ForkServer:
                 except subprocess.TimeoutExpired:  # still importing, or stopped
                     process.kill()
                     process.wait(30)
+            self._end_ranks()
 
     def exit_code(self, pid: int) -> int | None:
         """Return how a forked rank ended; None while it runs."""
         with self._lock:
             self.listen()
-            code = self._exits.get(pid)
-            if code is None and self._process is None:
-                code = self._exits[pid] = -int(signal.SIGKILL)  # it died with the server
-            return code
+            return self._exits.get(pid)
 
     def listen(self, timeout_s: float = 0.0) -> None:
         """Take in what the server says, waiting so long for a first word."""
@@ -175,11 +180,15 @@ class ForkServer:
                     self.imports_s = line["ready"]
                 elif "exited" in line:
                     self._exits[line["exited"]] = line["code"]
+                    self._running.discard(line["exited"])
                 else:
                     self._answers[line["id"]] = line
+                    if "pid" in line:  # a number that an earlier rank may have had
+                        self._exits.pop(line["pid"], None)
+                        self._running.add(line["pid"])
 
     def _be_ready(self, variables: Mapping[str, str]) -> None:
-        wanted = {k: v for k, v in variables.items() if k not in PER_LAUNCH}
+        wanted = {k: v for k, v in variables.items() if k not in self._per_launch}
         if self._process is not None:
             self.listen()
         if self._process is not None and wanted != self._environment:
@@ -206,13 +215,11 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
             )
         self._channel, self._buffer, self._environment = ours, b"", wanted
-        self._exits.clear()
         self.imports_s = None
         deadline = time.monotonic() + _READY_S
         while self.imports_s is None and self._channel is not None and time.monotonic() < deadline:
             self.listen(1.0)
         if self.imports_s is None:
-            self._lost = None
             self._give_up(f"the fork server did not start; see {self._folder / SERVER_LOG}")
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any] | None:
@@ -242,7 +249,17 @@ class ForkServer:
             self._process.kill()
             code = self._process.wait(30)
         self._process = None
-        self._lost = f"the fork server died with {code}"
+        said = f"the fork server died with {code}"
+        if self._running:
+            self._lost = said
+        else:
+            self._notes.append(said)
+        self._end_ranks()
+
+    def _end_ranks(self) -> None:
+        """Count the ranks that still ran as killed: they die with the server."""
+        self._exits.update(dict.fromkeys(self._running, -int(signal.SIGKILL)))
+        self._running.clear()
 
     def _give_up(self, why: str) -> None:
         self.close()
@@ -280,8 +297,13 @@ class ForkedRank:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its group."""
-        if self._returncode is None:
-            signal_group(self._pid, number)
+        if self.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(self._pid) == self._pid:
+                signal_group(self._pid, number)
+            else:
+                os.kill(self._pid, number)  # just forked: its group is still the server's
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait for its end."""

@@ -64,15 +64,26 @@ def read_rungs(
         message: why.
     """
     records = []
+    # What failed after a rehearsal's steps failed in what a full run does, too.
+    failed = request.rehearses and outcome is not Outcome.OK
     for rung in request.rungs:
-        records.append(read_rung(request.plan_object(), rung, results, outcome, message))
+        record = read_rung(
+            request.plan_object(), rung, results, outcome, message, finished=not failed
+        )
+        records.append(_rehearsed(record, results))
         if records[-1].outcome not in (Outcome.OK, Outcome.THRASH):
             break
     return records
 
 
 def read_rung(
-    plan: Plan, rung: Rung, results: Sequence[RankResult], outcome: Outcome, message: str
+    plan: Plan,
+    rung: Rung,
+    results: Sequence[RankResult],
+    outcome: Outcome,
+    message: str,
+    *,
+    finished: bool = True,
 ) -> TrialRecord:
     """Return a rung's record: measured when every rank finished it, else as the launch ended.
 
@@ -82,13 +93,14 @@ def read_rung(
         results: what each rank wrote, by rank.
         outcome: how the launch ended; of no account where the rung was finished.
         message: why.
+        finished: whether finished steps are enough.
     """
     rung_plan = replace(
         plan, micro_batch_size=rung.micro_batch_size, grad_accum_steps=rung.grad_accum_steps
     )
     found = [_rung_of(result, rung.micro_batch_size) for result in results]
     answers = [answer for answer in found if answer is not None]
-    finished = bool(results) and len(answers) == len(results)
+    finished = finished and bool(results) and len(answers) == len(results)
     if finished and all(answer.outcome is Outcome.OK for answer in answers):
         record = _measured(rung_plan, answers)
     else:
@@ -98,6 +110,22 @@ def read_rung(
         record,
         launch_ready_s=max(ready, default=None),
         launch_mode=results[0].start if ready else "",
+    )
+
+
+def _rehearsed(record: TrialRecord, results: Sequence[RankResult]) -> TrialRecord:
+    """Add what the ranks did after the steps; of other launches, nothing."""
+    done = [result.rehearsal for result in results if result.rehearsal is not None]
+    if not done or len(done) < len(results) or record.step_s is None:
+        return record
+    allocated = [record.peak_allocated_bytes or 0, *(one.peak_allocated_bytes for one in done)]
+    reserved = [record.peak_reserved_bytes or 0, *(one.peak_reserved_bytes for one in done)]
+    return replace(
+        record,
+        evaluation_s=max(one.evaluation_s for one in done),
+        save_s=max(one.save_s for one in done),
+        peak_allocated_bytes=max(allocated),
+        peak_reserved_bytes=max(reserved),
     )
 
 
@@ -133,8 +161,10 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
         by_accumulation.setdefault(part.grad_accum_steps, []).append(part)
     base = by_accumulation.get(plan.grad_accum_steps) or by_accumulation[max(by_accumulation)]
     steps = _slowest([part.step_s for part in base])
-    if not all(math.isfinite(step) and step > 0 for step in steps):
-        return _failed(plan, answers, Outcome.INVALID, f"a step took {min(steps)} s: no clock does")
+    wrong = [s for part in base for s in part.step_s if not (math.isfinite(s) and s > 0)]
+    if wrong:
+        said = f"a step took {wrong[0]} s: no clock says so"
+        return _failed(plan, answers, Outcome.INVALID, said)
     spread = median_interval(steps)
     base_accum = base[0].grad_accum_steps
     micro = _median_of_slowest([part.micro_step_s for part in base])

@@ -111,6 +111,9 @@ class Request(_Message):
     rungs: list[Rung] = Field(default_factory=list)
     converses: bool = False
     """The ranks take one `RungOrder` after another from `rung_file` instead of `rungs`."""
+    rehearses: bool = False
+    """A trial as a confirmation: every row is filled to its end, the plan's own accumulation is
+    measured whatever it is, and one evaluation step and one checkpoint follow; see `Rehearsal`."""
     idle_limit_s: float = 1800.0
     """How long ranks that converse wait for the next order before they give up."""
     measurement: Measurement = Field(default_factory=Measurement)
@@ -168,6 +171,20 @@ class AccumulationResult(_Message):
     """CUDA: taken on the whole device, as NVML counts it."""
 
 
+class Rehearsal(_Message):
+    """What a full run does besides steps, done once after them, as one rank saw it."""
+
+    evaluation_s: float
+    """One evaluation step: a micro batch on every data-parallel rank."""
+    save_s: float
+    """One checkpoint: weights, optimizer, state."""
+    checkpoint_bytes: int
+    """What all ranks of the host wrote."""
+    peak_allocated_bytes: int
+    """Of evaluation and checkpoint; see `AccumulationResult`."""
+    peak_reserved_bytes: int
+
+
 class RankError(_Message):
     """Why a rank stopped."""
 
@@ -202,6 +219,8 @@ class RankResult(_Message):
     """Memory taken before the model: CPU VmData after the imports, CUDA context."""
     data: DataCounts | None = None
     """What was read; None with synthetic documents."""
+    rehearsal: Rehearsal | None = None
+    """Of a request that rehearses."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Train mode: final metrics."""
 

@@ -84,6 +84,10 @@ class TrialRecord:
     """From the rung's begin to its end, warm-up included, slowest rank."""
     launch_ready_s: _NotNegative | None = None
     """From its launch's start to the first step of the launch, slowest rank."""
+    evaluation_s: _NotNegative | None = None
+    """One evaluation step, slowest rank; of a confirmation alone, whose peaks include it."""
+    save_s: _NotNegative | None = None
+    """One checkpoint, slowest rank; of a confirmation alone, whose peaks include it."""
     launch_mode: str = ""
     """How its ranks were started: `cold` or `fork`; empty where nobody noted it."""
 

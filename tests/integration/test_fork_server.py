@@ -6,6 +6,7 @@ One server serves all tests here; the last ones kill it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,9 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server")) as made:
+    # pytest says in the environment which test runs.
+    ignored = frozenset({"PYTEST_CURRENT_TEST"})
+    with ForkServer(tmp_path_factory.mktemp("server"), ignored=ignored) as made:
         yield made
 
 
@@ -80,6 +83,7 @@ def test_both_starts_measure_the_same_memory(server: ForkServer, tmp_path: Path)
         assert forked.baseline_bytes == pytest.approx(cold.baseline_bytes, abs=32 * MIB)
 
 
+@pytest.mark.slow
 def test_both_starts_train_alike(
     server: ForkServer, corpus: Path, initial_state: Path, tmp_path: Path
 ) -> None:
@@ -114,6 +118,7 @@ def test_the_memory_limit_holds_as_it_does_cold(server: ForkServer, tmp_path: Pa
     ]
 
 
+@pytest.mark.slow
 def test_the_imports_read_nothing_that_a_launch_changes(tmp_path: Path) -> None:
     script = (
         "import os, sys\n"
@@ -137,7 +142,7 @@ def test_the_imports_read_nothing_that_a_launch_changes(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[-2] == "['CUDA_VISIBLE_DEVICES']", done.stderr[-2000:]
 
 
-def waiting(folder: Path, server: ForkServer, **changes: Any) -> Request:
+def waiting(folder: Path, **changes: Any) -> Request:
     measurement = Measurement(min_steps=2, max_steps=3, target_seconds=0.2)
     return trial_request(
         make_plan("ddp", 2), folder, rungs=[], measurement=measurement, converses=True, **changes
@@ -166,7 +171,7 @@ def test_a_launch_measures_what_it_is_asked(server: ForkServer, tmp_path: Path) 
 def test_a_supervisor_that_says_nothing_is_not_waited_for(
     server: ForkServer, tmp_path: Path
 ) -> None:
-    running = Running(waiting(tmp_path, server, idle_limit_s=1.0), tmp_path, starter=server)
+    running = Running(waiting(tmp_path, idle_limit_s=1.0), tmp_path, starter=server)
     try:
         running.start()
         assert not running.watch(hang_s=60, deadline=(time.monotonic() + 120, "the test's end"))
@@ -177,6 +182,7 @@ def test_a_supervisor_that_says_nothing_is_not_waited_for(
     assert "the supervisor asked for nothing in 1 s: no order 1" in ended.message
 
 
+@pytest.mark.slow
 def test_a_forked_rank_multiplies_on_several_threads(tmp_path: Path) -> None:
     """An OpenMP pool of the server's would hang it for ever."""
     script = (
@@ -196,6 +202,7 @@ def test_a_forked_rank_multiplies_on_several_threads(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_started_again_and_the_launch_repeated(
     server: ForkServer, tmp_path: Path
 ) -> None:
@@ -217,6 +224,28 @@ def test_a_server_that_dies_is_started_again_and_the_launch_repeated(
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
+def test_a_server_with_a_cuda_context_refuses_and_ranks_start_cold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that does nothing, mapped under the names by which a context is seen."""
+    maps = Path("/proc/self/maps").read_text().split()
+    libraries = Path(next(word for word in maps if "libc.so" in word)).parent
+    for name in ("libcuda.so.1", "nvidia-uvm"):
+        shutil.copy(libraries / "libdl.so.2", tmp_path / name)
+    preload = f"{tmp_path / 'libcuda.so.1'}:{tmp_path / 'nvidia-uvm'}"
+    monkeypatch.setenv("LD_PRELOAD", preload)
+    request = trial_request(make_plan("ddp", 2), tmp_path / "launch", rungs=[(1, 2)])
+    with ForkServer(tmp_path / "server") as own:
+        ended = run(request, starter=own)
+        assert own.pid is None, "of no more use"
+    assert ended.outcome is Outcome.OK, ended.message
+    assert [result.start for result in ended.results] == ["cold"] * 2
+    (note,) = ended.notes
+    assert "holds a CUDA context" in note and note.endswith("ranks start cold")
+
+
+@pytest.mark.slow
 def test_server_and_ranks_die_with_the_supervisor(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path\n"
@@ -229,7 +258,7 @@ def test_server_and_ranks_die_with_the_supervisor(tmp_path: Path) -> None:
         "print(server.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    (tmp_path / "asked.json").write_text(waiting(tmp_path, None).model_dump_json())  # type: ignore[arg-type]
+    (tmp_path / "asked.json").write_text(waiting(tmp_path).model_dump_json())
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE
     ) as supervisor:
@@ -237,5 +266,26 @@ def test_server_and_ranks_die_with_the_supervisor(tmp_path: Path) -> None:
         pid = int(supervisor.stdout.readline())
         wait_until(lambda: len(rank_pids(tmp_path)) == 2, "two ranks", 60)
         supervisor.kill()
-    wait_until(lambda: process_state(pid) is None, "the server's end", 10)
+    # Z where nobody collects orphans, as in a container without an init.
+    wait_until(lambda: process_state(pid) in (None, "Z"), "the server's end", 10)
     assert_nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+def test_a_confirmation_evaluates_and_saves(
+    strategy: str, server: ForkServer, tmp_path: Path
+) -> None:
+    plan = make_plan(strategy, 2, micro_batch_size=2, grad_accum_steps=6)
+    request = trial_request(plan, tmp_path, rungs=[(2, 6)], rehearses=True)
+    ended = run(request, starter=server)
+    assert ended.outcome is Outcome.OK, ended.message
+    for result in ended.results:
+        assert result.rehearsal is not None
+        # The weights and Adam's two moments are 4 bytes each at least, over all ranks.
+        assert result.rehearsal.checkpoint_bytes > 12 * 64 * 512
+    (record,) = read_rungs(request, ended.results, ended.outcome, ended.message)
+    assert record.measured_accum_steps == (6,) and record.evaluation_s and record.save_s
+    assert record.step_tokens_read == 2 * 2 * 6 * 63, "every row is filled"
+    assert record.step_tokens is not None and record.step_tokens < record.step_tokens_read
+    assert not list(tmp_path.glob("checkpoint-*"))

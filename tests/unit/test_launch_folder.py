@@ -11,7 +11,7 @@ import pytest
 from autotune import training
 from autotune.plan import Engine, Plan
 from autotune.spec.workload import Workload
-from autotune.trial.folder import numbered_launches, read_results
+from autotune.trial.folder import asked_rungs, numbered_launches, read_results
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.protocol import (
     REQUEST_FILE,
@@ -19,9 +19,12 @@ from autotune.trial.protocol import (
     Outcome,
     RankResult,
     Request,
+    Rung,
+    RungOrder,
     heartbeat_file,
     rank_result_file,
     read_message,
+    rung_file,
     write_message,
 )
 from autotune.trial.ranks import LocalRank
@@ -88,6 +91,16 @@ def test_a_result_of_the_folders_own_request_is_read(tmp_path: Path) -> None:
     assert [result.complete for result in read_results(tmp_path)] == [True]
     write_result(tmp_path, "0002-another")
     assert [result.complete for result in read_results(tmp_path)] == [False]
+
+
+def test_what_a_conversation_was_asked_is_read_from_its_folder(tmp_path: Path) -> None:
+    write_message(make_request(tmp_path), tmp_path / REQUEST_FILE)
+    rungs = [Rung(micro_batch_size=n, grad_accum_steps=8 // n) for n in (1, 2)]
+    for number, rung in enumerate([*rungs, None], 1):
+        write_message(RungOrder(launch_id="0002", rung=rung), tmp_path / rung_file(number))
+    assert asked_rungs(tmp_path) == rungs
+    write_message(RungOrder(launch_id="0001", rung=rungs[1]), tmp_path / rung_file(2))
+    assert asked_rungs(tmp_path) == rungs[:1]
 
 
 def test_two_launches_of_one_request_are_told_apart(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from autotune.trial.protocol import (
     Outcome,
     RankError,
     RankResult,
+    Rehearsal,
     Request,
     Rung,
     RungResult,
@@ -133,6 +134,42 @@ def test_allocator_retries_are_thrash(retries: int, outcome: Outcome):
     parts = accumulation(alloc_retries=retries)
     (record,) = read(request((1, 2)), [result(0, ok(1)), result(1, ok(1, parts))])
     assert record.outcome is outcome
+
+
+@pytest.mark.parametrize("wrong", [0.0, math.nan])
+def test_a_step_without_a_time_is_invalid(wrong: float):
+    parts = accumulation()
+    parts.step_s[1] = wrong
+    (record,) = read(request((1, 2)), [result(0, ok(1)), result(1, ok(1, parts))])
+    assert (record.outcome, record.step_s) == (Outcome.INVALID, None)
+    assert f"a step took {wrong} s" in record.message
+
+
+def test_a_rung_cut_short_keeps_what_was_measured_and_says_so():
+    short = ok(1).model_copy(update={"cut_short": True, "wall_s": 2.5})
+    (record,) = read(request((1, 2)), [result(0, short), result(1, ok(1))])
+    assert record.outcome is Outcome.OK and record.cut_short and record.rung_wall_s == 2.5
+    assert record.step_times_s == (1.0,) * 3
+
+
+def rehearsal(save_s: float, peak: int) -> Rehearsal:
+    return Rehearsal(
+        evaluation_s=0.5, save_s=save_s, checkpoint_bytes=9,
+        peak_allocated_bytes=peak, peak_reserved_bytes=peak,
+    )  # fmt: skip
+
+
+def test_a_rehearsals_peak_counts_and_so_does_its_failure():
+    asked = request((1, 2)).model_copy(update={"rehearses": True})
+    results = [
+        result(n, ok(1)).model_copy(update={"rehearsal": rehearsal(2.0 + n, 10**9 * (1 + n))})
+        for n in (0, 1)
+    ]
+    (record,) = read_rungs(asked, results, Outcome.OK, "")
+    assert (record.evaluation_s, record.save_s) == (0.5, 3.0)
+    assert record.peak_allocated_bytes == record.peak_reserved_bytes == 2 * 10**9
+    (failed,) = read_rungs(asked, [result(n, ok(1)) for n in (0, 1)], Outcome.OOM, "saving")
+    assert (failed.outcome, failed.message, failed.step_s) == (Outcome.OOM, "saving", None)
 
 
 def test_interval_of_a_median():

@@ -51,7 +51,7 @@ def build_sequences(request: Request, cache_dir: Path) -> TrainingData:
     Raises:
         AutotuneError: bad data, or train mode without any.
     """
-    vocab_size = _vocab_size(request)
+    vocab_size = vocab_size_of(request)
     if not request.datasets:
         if request.mode == "train":
             raise AutotuneError("There is nothing to train on. Give the data with --data.")
@@ -153,7 +153,12 @@ def _every_core(wanted: bool) -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _vocab_size(request: Request) -> int:
+def vocab_size_of(request: Request) -> int:
+    """Return how many tokens the model knows.
+
+    Raises:
+        AutotuneError: its config does not say.
+    """
     config = request.model.config
     # Multimodal configs keep the language model's values one level down.
     size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")

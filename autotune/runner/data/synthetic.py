@@ -44,3 +44,17 @@ def synthetic_sequences(workload: Workload, vocab_size: int, seed: int) -> Seque
     return pack(
         Documents.in_memory(documents), workload.seq_len, packing=workload.packing, pad_token_id=0
     )
+
+
+def filled_sequences(workload: Workload, vocab_size: int, seed: int) -> Sequences:
+    """Make sequences of one document each that ends no sooner than the sequence: the worst case."""
+    num = max(1, min(2 * workload.global_batch_size, _MAX_TOKENS // workload.seq_len))
+    random = np.random.default_rng(seed)
+    documents = [
+        Document(
+            input_ids=random.integers(vocab_size, size=workload.seq_len, dtype=np.int32),
+            trained=np.ones(workload.seq_len, dtype=bool),
+        )
+        for _ in range(num)
+    ]
+    return pack(Documents.in_memory(documents), workload.seq_len, packing=False, pad_token_id=0)
