@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from autotune.cli.options import (
 )
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.plan import Recompute
+from autotune.search.names import DEFAULT_SAMPLER, SAMPLERS, TOLERANCE
 from autotune.units import parse_duration_s
 
 if TYPE_CHECKING:
@@ -81,10 +83,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument(
         "--trial-timeout", metavar="TIME", help="deadline of a launch (default: from prediction)"
     )
+    effort.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default=DEFAULT_SAMPLER,
+        help="what chooses the next configuration (default: %(default)s)",
+    )
+    effort.add_argument(
+        "--tolerance",
+        type=percentage,
+        default=TOLERANCE,
+        metavar="PERCENT",
+        help="cost-model stops when nothing left is likely to be faster by more (default: 2%%)",
+    )
     effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of a table"
     )
+
+
+def percentage(text: str) -> float:
+    """Read a percentage, with or without its sign, as a share."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: a percentage from 0 to below 100 is needed")
+    return value / 100
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,7 +163,15 @@ def run(args: argparse.Namespace) -> int:
         for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
             progress.note(f"not measured: {line}")
         learner = Learner.of_machine(contract.model, contract.workload, contract.hardware)
-        tuner = Tuner(folder, families, _job(args, contract), progress, learner)
+        tuner = Tuner(
+            folder,
+            families,
+            _job(args, contract),
+            progress,
+            learner,
+            sampler=args.sampler,
+            tolerance=args.tolerance,
+        )
         outputs = Outputs(folder, contract, rejected, seed=args.seed)
         stopped = tuner.run(
             max_launches=args.trials,
@@ -176,11 +210,12 @@ def _contract(args: argparse.Namespace) -> Contract:
         memory_limit_bytes=limit,
         datasets=[dataset] if dataset else [],
         seed=args.seed,
+        sampler=args.sampler,
     )
 
 
 def _job(args: argparse.Namespace, contract: Contract) -> Any:
-    from autotune.search.tuner import Job
+    from autotune.search.job import Job
     from autotune.trial.protocol import Measurement, ModelSource
 
     model = contract.model

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from autotune.memory.fingerprint import Fingerprint, machine_fingerprint
 from autotune.memory.knowledge import Entry, KnowledgeBase, known_rows, model_key
-from autotune.memory.residuals import Residuals, Ruler, engine_label, ruler_of
-from autotune.planner import Estimate, judged
+from autotune.memory.residuals import Residual, Residuals, Ruler, engine_label, ruler_of
+from autotune.planner import judged
 from autotune.search.space import Family
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
@@ -59,13 +61,29 @@ class Learner:
 
     def judged(self, family: Family) -> Family:
         """Return the family with its estimates under what is known by now."""
-        return replace(family, ladder=tuple(self._judged(each) for each in family.ladder))
-
-    def _judged(self, estimate: Estimate) -> Estimate:
-        residual = self._residuals.predict(
-            estimate.plan, self._model, estimate.peak.measurable_bytes
+        plan = family.ladder[0].plan
+        bias, scale, degrees = self._residuals.predict_columns(
+            [engine_label(plan)],
+            [str(plan.recompute)],
+            np.zeros(len(family.ladder), dtype=np.int64),
+            self._model,
+            np.array([estimate.peak.measurable_bytes for estimate in family.ladder], float),
         )
-        return judged(estimate, self._hardware, residual)
+        ladder = tuple(
+            judged(
+                estimate,
+                self._hardware,
+                Residual(
+                    source=self._residuals.source,
+                    count=self._residuals.count,
+                    bias=float(bias[n]),
+                    scale=float(scale[n]),
+                    degrees=float(degrees[n]),
+                ),
+            )
+            for n, estimate in enumerate(family.ladder)
+        )
+        return replace(family, ladder=ladder)
 
     def _entry(self, family: Family, record: TrialRecord) -> Entry | None:
         real = _real_bytes(record)

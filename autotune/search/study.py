@@ -63,6 +63,8 @@ class Contract:
     memory_limit_bytes: int | None
     datasets: Sequence[DatasetSource]
     seed: int
+    sampler: str
+    """What chose the order of the trials: another would go on from what it would not have asked."""
 
     @cached_property
     def _digests(self) -> tuple[list[str | None], str | None]:
@@ -101,6 +103,7 @@ class Contract:
                 for source, content in zip(self.datasets, contents, strict=True)
             ],
             "seed": self.seed,
+            "sampler": self.sampler,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": _versions(),
         }

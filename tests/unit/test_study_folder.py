@@ -18,6 +18,7 @@ from autotune.spec.workload import Workload
 
 CONTRACT = Contract(
     seed=42,
+    sampler="tpe",
     model=load_model("tiny-qwen3"),
     base_model="tiny-qwen3",
     workload=Workload(),

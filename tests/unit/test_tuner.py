@@ -41,9 +41,10 @@ class Silent:
     def stop(self) -> None: ...
 
 
-def make_tuner(folder: Path, learner=None):
-    """A search of two families, ZeRO-2 and ZeRO-3."""
+def make_tuner(folder: Path, learner=None, sampler: str = "grid"):
+    """A search of two families, ZeRO-2 and ZeRO-3, in this order."""
     from autotune.search import tuner
+    from autotune.search.job import Job
 
     model, workload = load_model("tiny-qwen3"), Workload(seq_len=64, global_batch_size=4)
     ranking = rank_plans(
@@ -51,7 +52,7 @@ def make_tuner(folder: Path, learner=None):
         cp_degrees=[1], recompute=[Recompute.NONE],
     )  # fmt: skip
     families, _ = make_families(ranking.candidates)
-    job = tuner.Job(
+    job = Job(
         model=ModelSource(name=model.name, config=model.hf_config),
         num_parameters=model.num_parameters,
         workload=workload,
@@ -60,22 +61,22 @@ def make_tuner(folder: Path, learner=None):
         datasets=[],
         measurement=Measurement(),
     )
-    return tuner.Tuner(folder, families, job, Silent(), learner)
+    return tuner.Tuner(folder, families, job, Silent(), learner, sampler=sampler)
 
 
 def test_a_failed_native_build_ends_its_family_and_not_the_search(tmp_path: Path, monkeypatch):
     pytest.importorskip("optuna")
-    from autotune.search import tuner
+    from autotune.search import live
 
     def no_compiler(*args, **kwargs):
         raise NothingFitsError("could not be built: g++ not found")
 
-    monkeypatch.setattr(tuner, "build_native_ops", no_compiler)
+    monkeypatch.setattr(live, "build_native_ops", no_compiler)
     search = make_tuner(tmp_path)
     stopped = search.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
     assert search._progress.started["launches_left"] == 2
     assert search._launches_left(None) == 0
-    records = search.store.all()
+    records = search.records
     assert stopped.because == "every configuration of the space was tried"
     assert [record.outcome for record in records] == [Outcome.CRASHED] * 2
     assert {record.plan["strategy"] for record in records} == {"zero2", "zero3"}
@@ -85,16 +86,16 @@ def test_a_failed_native_build_ends_its_family_and_not_the_search(tmp_path: Path
 def test_launch_numbers_are_the_folders_own_and_are_never_given_twice(tmp_path: Path, monkeypatch):
     """Launch 1 was deleted by hand; what 2 measured is its own, and the next one is 3."""
     pytest.importorskip("optuna")
-    from autotune.search import tuner
+    from autotune.search import live
 
-    launches = tmp_path / tuner.LAUNCHES
-    monkeypatch.setattr(tuner, "build_native_ops", lambda *args, **kwargs: 0.0)
+    launches = tmp_path / live.LAUNCHES
+    monkeypatch.setattr(live, "build_native_ops", lambda *args, **kwargs: 0.0)
 
     def one_rung(request: Request, folder: Path, *args, **kwargs):
         finish_first_rung(request, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuner, "run_launch", one_rung)
+    monkeypatch.setattr(live, "run_launch", one_rung)
     stopped = make_tuner(tmp_path).run(max_launches=None, budget_s=None, after_launch=print)
     assert stopped.interrupted
     (first,) = launches.iterdir()
@@ -102,7 +103,7 @@ def test_launch_numbers_are_the_folders_own_and_are_never_given_twice(tmp_path: 
     (tmp_path / "trials.jsonl").unlink()
     search = make_tuner(tmp_path)
     search.run(max_launches=None, budget_s=None, after_launch=print)
-    assert [record.launch for record in search.store.all()] == [2, 3]
+    assert [record.launch for record in search.records] == [2, 3]
     assert sorted(path.name[:4] for path in launches.iterdir()) == ["0002", "0003"]
     for folder in launches.iterdir():
         shutil.rmtree(folder)
@@ -132,28 +133,26 @@ class Ruled:
 
 def test_what_trials_rule_out_is_not_launched_and_named(tmp_path: Path, monkeypatch):
     pytest.importorskip("optuna")
-    from autotune.search import tuner
+    from autotune.search import live
+    from autotune.trial.folder import read_results
 
     launched = []
 
     def first_rung_runs(request: Request, folder: Path, *args, **kwargs):
         launched.append(request.plan["strategy"])
         finish_first_rung(request, folder)
-        return tuner.Ended(
+        return live.Ended(
             outcome=Outcome.OK, message="", rank=None, exit_codes=[0, 0], elapsed_s=1.0,
-            results=tuner.read_results(folder),
+            results=read_results(folder),
         )  # fmt: skip
 
-    monkeypatch.setattr(tuner, "build_native_ops", lambda *args, **kwargs: 0.0)
-    monkeypatch.setattr(tuner, "run_launch", first_rung_runs)
+    monkeypatch.setattr(live, "build_native_ops", lambda *args, **kwargs: 0.0)
+    monkeypatch.setattr(live, "run_launch", first_rung_runs)
     ruled = Ruled()
     search = make_tuner(tmp_path, ruled)
-    names = list(search._families)
-    search._families = {name: search._families[name] for name in sorted(names)}  # zero2 first
-    monkeypatch.setattr(search._asker, "ask", lambda untried: untried[0])
     search.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
     assert launched == ["zero2"] and ruled.learned[0] == ("zero2", Outcome.OK)
-    measured = {record.plan_id for record in search.store.all()}
+    measured = {record.plan_id for record in search.records}
     left_out = [Plan.from_dict(entry["plan"]) for entry in search.left_out()]
     assert {plan.strategy for plan in left_out} >= {"zero3"}
     assert not measured & {plan.id for plan in left_out}
@@ -162,7 +161,7 @@ def test_what_trials_rule_out_is_not_launched_and_named(tmp_path: Path, monkeypa
     again.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
     assert ("zero2", Outcome.OK) in other.learned, "a resumed study learns from its records"
     assert launched == ["zero2"]
-    record = search.store.all()[0]
+    record = search.records[0]
     assert record.predicted_low_bytes < record.predicted_bytes < record.predicted_high_bytes
     assert 0 < record.predicted_fit_probability <= 1
 
