@@ -24,7 +24,7 @@ from autotune.cli.options import (
 )
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.plan import Recompute
-from autotune.search.names import DEFAULT_SAMPLER, SAMPLERS, TOLERANCE
+from autotune.search.names import DEFAULT_SAMPLER, FINALISTS, SAMPLERS, TOLERANCE
 from autotune.units import parse_duration_s
 
 if TYPE_CHECKING:
@@ -96,6 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="cost-model stops when nothing left is likely to be faster by more (default: 2%%)",
     )
+    effort.add_argument(
+        "--confirm",
+        type=whole_number,
+        default=FINALISTS,
+        metavar="N",
+        help="finalists measured again in fresh processes; 0 for none (default: %(default)s)",
+    )
     effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of a table"
@@ -111,6 +118,13 @@ def percentage(text: str) -> float:
     if not 0 <= value < 100:
         raise argparse.ArgumentTypeError(f"{text!r}: a percentage from 0 to below 100 is needed")
     return value / 100
+
+
+def whole_number(text: str) -> int:
+    """Read a number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 is needed")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -177,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
             max_launches=args.trials,
             budget_s=budget_s,
             after_launch=lambda now: outputs.write(now, final=False, left_out=tuner.left_out()),
+            confirm=args.confirm,
         )
         study = outputs.write(stopped, final=True, left_out=tuner.left_out())
     return _answer(args, study, stopped, folder)

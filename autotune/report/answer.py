@@ -177,7 +177,14 @@ def _winner(
             f"summary.json names plan {words.clean(plan_id)}, of which no record ran to the end; "
             "the answer is from the records.",
         )
-    return _with_measured(chosen, best.get("measured")), ()
+    return _with_measured(chosen, best.get("measured")), _confirmation(study)
+
+
+def _confirmation(study: Study) -> tuple[str, ...]:
+    """Return what the search says of the launches that confirmed its winner."""
+    found = study.summary.get("confirmation")
+    said = found.get("said") if isinstance(found, dict) else None
+    return tuple(words.clean(each) for each in said) if isinstance(said, list) else ()
 
 
 def _with_measured(record: TrialRecord, measured: Any) -> TrialRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from autotune.search.asker import Asker, journal_of
 from autotune.search.bench import Launch
 from autotune.search.book import Book
+from autotune.search.confirm import ROUNDS, Confirmer
 from autotune.search.job import Job
 from autotune.search.learning import Learner
 from autotune.search.live import LAUNCHES, LiveBench, LiveLaunch
@@ -23,6 +25,9 @@ from autotune.search.space import Family
 from autotune.trial.folder import numbered_launches
 from autotune.trial.record import TrialRecord
 from autotune.trial.store import RecordStore
+
+_CONFIRMING_SHARE = 0.25
+"""Of a time budget, what confirming the finalists may take at most."""
 
 
 class Progress(Protocol):
@@ -91,16 +96,18 @@ class Tuner:
         max_launches: int | None,
         budget_s: float | None,
         after_launch: Callable[[Stopped], object],
+        confirm: int = 0,
     ) -> Stopped:
-        """Search until a stop rule holds.
+        """Search until a stop rule holds, then confirm the finalists.
 
         Args:
             max_launches: Launches of the study, those before a resume included.
             budget_s: Seconds of this call.
             after_launch: Called after each launch, to bring summary and reports up to date.
+            confirm: How many finalists to measure again at most.
         """
         started = time.monotonic()
-        limits = _Limits(self._book, started, max_launches, budget_s)
+        limits = _Limits(self._book, started, max_launches, budget_s, confirm * ROUNDS)
         try:
             self._recover()
             self._progress.start(
@@ -116,6 +123,9 @@ class Tuner:
                 self._progress, lambda: after_launch(self._stopped("still running", started))
             )
             because = Loop(bench, self._asker, self._book, limits, teller).run()
+            if confirm:
+                confirmer = Confirmer(self._folder, self._job, self._book, self._progress)
+                confirmer.run(confirm, limits.budget_ends)
             return self._stopped(because, started)
         except KeyboardInterrupt:
             keep_finished(self._folder, self._book, self._progress.note)
@@ -155,16 +165,33 @@ def num_finished(book: Book) -> int:
 
 class _Limits:
     def __init__(
-        self, book: Book, started: float, max_launches: int | None, budget_s: float | None
+        self,
+        book: Book,
+        started: float,
+        max_launches: int | None,
+        budget_s: float | None,
+        confirming: int,
     ) -> None:
         self._book = book
         self._max_launches = max_launches
+        self._confirming = confirming
+        """Launches to come after the search, for which its budget must hold as well."""
+        self._budget_s = budget_s
         self.budget_ends = None if budget_s is None else started + budget_s
 
     def time_spent(self) -> str | None:
-        if self.budget_ends is not None and time.monotonic() >= self.budget_ends:
+        if self.budget_ends is None:
+            return None
+        if time.monotonic() >= self.budget_ends - self._reserved_s():
             return "the time budget is spent (--budget)"
         return None
+
+    def _reserved_s(self) -> float:
+        seconds = [record.launch_s for record in self._book.store.all() if record.launch_s]
+        if not seconds or self._budget_s is None:
+            return 0.0
+        needed = self._confirming * statistics.median(seconds)
+        return min(_CONFIRMING_SHARE * self._budget_s, needed)
 
     def launches_spent(self) -> str | None:
         if self._max_launches is not None and num_finished(self._book) >= self._max_launches:

@@ -32,7 +32,7 @@ def search_command(model: Path, out: Path, *more: str) -> list[str]:
         *AUTOTUNE, "search", "--model", str(model), "--gpus", "2", "--device", "cpu",
         "--seq-len", "64", "--global-batch-size", "8", "--strategies", "ddp,fsdp2",
         "--micro-batches", "1,2,4", "--sequence-parallel", "1", "--recompute", "none",
-        "--sampler", "tpe", "--out", str(out), *more,
+        "--sampler", "tpe", "--confirm", "0", "--out", str(out), *more,
     ]  # fmt: skip
 
 
