@@ -137,7 +137,7 @@ def explain(answer: Answer) -> list[str]:
             "Plans measured in more than one launch differed by up to "
             f"{words.percent(answer.launch_spread)} between launches; the noise above holds that."
         )
-    else:
+    elif not answer.remarks:
         sentences.append(
             "No plan was measured in two launches: the noise is that of the steps inside a launch, "
             "and two launches of one plan can differ by more."

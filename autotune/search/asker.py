@@ -32,9 +32,12 @@ from autotune.search.told import (
     state_of,
     value_of,
 )
+from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 
 JOURNAL_FILE = "study.journal"
+_HOPELESS = 1.15
+"""A rung surely slower than this many times the best step is not measured to its end."""
 _ASKS = 5
 """How often a sampler may name a family that is measured already before one is drawn for it."""
 
@@ -65,6 +68,7 @@ class Asker:
             load_if_exists=True,
         )
         self._pending: optuna.Trial | None = None
+        self._best_step_s: float | None = None
 
     @property
     def study(self) -> optuna.Study:
@@ -81,6 +85,8 @@ class Asker:
             The number of trials that were closed.
         """
         measured = {record.plan_id for record in known}
+        for record in known:
+            self._note_step(record)
         told = {
             trial.user_attrs.get(PLAN_ID)
             for trial in self._study.get_trials(deepcopy=False)
@@ -134,6 +140,7 @@ class Asker:
 
     def tell(self, family: Family, record: TrialRecord, charge: Charge) -> None:
         """Tell a rung; the asked one closes the asked trial."""
+        self._note_step(record)
         asked = self._pending
         if asked is not None and asked.params.get(FAMILY) == family.name:
             if size_in(asked.params, family) == record.plan_object.micro_batch_size:
@@ -150,7 +157,18 @@ class Asker:
 
     def _asked(self, family: Family, rungs: Sequence[Estimate]) -> Asked:
         planned = rungs[:1] if self._named.rung_by_rung else rungs
-        return Asked(family=family, estimate=rungs[0], planned=tuple(planned))
+        best = self._best_step_s
+        return Asked(
+            family=family,
+            estimate=rungs[0],
+            planned=tuple(planned),
+            give_up_step_s=None if best is None else _HOPELESS * best,
+        )
+
+    def _note_step(self, record: TrialRecord) -> None:
+        """Keep the fastest step; all plans of a study have the same tokens in one."""
+        if record.outcome is Outcome.OK and record.step_s:
+            self._best_step_s = min(record.step_s, self._best_step_s or record.step_s)
 
     def _add(self, family: Family, record: TrialRecord, charge: Charge | None) -> None:
         space = distributions([family]) | {

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.plan import Plan
-from autotune.trial.outcome import Spread, median_interval
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom (any table); above 10, the normal's.
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+
+
+_ASSUMED_SPREAD = 0.02
+"""Relative standard deviation between launches of one plan, before any were compared."""
+_ASSUMED_FREEDOM = 3
+"""Weight of that: as if so many comparisons had shown it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +58,8 @@ class Verdict:
         """Say it to people."""
         won = self.winner
         said = [
-            f"Confirmed in {won.launches} fresh launches: {won.tokens_per_s:,.0f} tokens/s"
-            + (f" (95% {won.low:,.0f} to {won.high:,.0f})." if won.low > 0 else ".")
+            f"Confirmed in {won.launches} fresh launches: {won.tokens_per_s:,.0f} tokens/s, "
+            f"95% interval {won.low:,.0f} to {won.high:,.0f}."
         ]
         if self.ties:
             names = ", ".join(_name(tie) for tie in self.ties)
@@ -133,7 +138,7 @@ def _held(record: TrialRecord) -> bool:
 def _confirmed(own: list[TrialRecord], spread: float, freedom: int) -> Confirmed:
     rates = [record.tokens_per_s or 0.0 for record in own]
     mean = statistics.mean(rates)
-    half = _half_width(own, mean, spread, freedom)
+    half = _t95(freedom) * spread * mean / math.sqrt(len(own))
     peaks = [r.peak_reserved_bytes or r.peak_allocated_bytes or 0 for r in own]
     return Confirmed(
         plan=own[-1].plan,
@@ -149,30 +154,22 @@ def _confirmed(own: list[TrialRecord], spread: float, freedom: int) -> Confirmed
     )
 
 
-def _half_width(own: list[TrialRecord], mean: float, spread: float, freedom: int) -> float:
-    if freedom:
-        return _t95(freedom) * spread * mean / math.sqrt(len(own))
-    steps: Spread = median_interval(own[-1].step_times_s or (1.0,))
-    if math.isinf(steps.high):
-        return mean
-    return mean * (steps.high - steps.low) / 2 / steps.median
-
-
 def _pooled_spread(plans: Iterable[list[TrialRecord]]) -> tuple[float, int]:
-    """Return the relative standard deviation between launches of one plan, and its freedom."""
-    squares, freedom = 0.0, 0
+    """Return the relative standard deviation between launches of one plan, and its freedom.
+
+    Two launches of one finalist say next to nothing of it, so what is assumed counts as well.
+    """
+    squares, freedom = _ASSUMED_SPREAD**2 * _ASSUMED_FREEDOM, _ASSUMED_FREEDOM
     for own in plans:
         rates = [record.tokens_per_s or 0.0 for record in own]
         if len(rates) > 1:
             squares += statistics.variance(rates) / statistics.mean(rates) ** 2 * (len(rates) - 1)
             freedom += len(rates) - 1
-    return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
+    return math.sqrt(squares / freedom), freedom
 
 
 def _is_tie(one: Confirmed, fastest: Confirmed, spread: float, freedom: int) -> bool:
     gap = 1 - one.tokens_per_s / fastest.tokens_per_s
-    if not freedom:
-        return one.high >= fastest.low
     error = spread * math.sqrt(1 / one.launches + 1 / fastest.launches)
     return gap <= _t95(freedom) * error
 

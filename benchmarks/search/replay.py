@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ class Replayed:
     steps: tuple[Step, ...]
     spent_s: float
     launches: int
+    most_launches_an_arm: int
     records: int
     because: str
 
@@ -82,9 +84,12 @@ class _Watch:
     def __init__(self, bench: ReplayBench, landscape: Landscape) -> None:
         self._bench, self._landscape = bench, landscape
         self.steps: list[Step] = []
+        self.families: list[str] = []
         self.best: TrialRecord | None = None
 
-    def opened(self, launch: Launch, asked: Asked) -> None: ...
+    def opened(self, launch: Launch, asked: Asked) -> None:
+        self.families.append(asked.family.name)
+
     def closed(self, launch: Launch) -> None: ...
 
     def measured(self, record: TrialRecord) -> None:
@@ -113,6 +118,7 @@ def replay(landscape: Landscape, sampler: str, *, seed: int, until_s: float) -> 
         steps=tuple(watch.steps),
         spent_s=bench.spent_s,
         launches=bench.num_launches,
+        most_launches_an_arm=max(Counter(watch.families).values(), default=0),
         records=len(book.store.all()),
         because=because,
     )
