@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.memory import (
     MemoryEstimate,
@@ -21,14 +24,20 @@ from autotune.memory import (
 from autotune.memory.knowledge import model_key
 from autotune.memory.peak import Peak
 from autotune.memory.residuals import Residual, Residuals, ruler_of
-from autotune.memory.verdict import judge_table
+from autotune.memory.verdict import Judged, judge_table
 from autotune.plan import Plan, Recompute
 from autotune.rules import Violation, check_plan, check_strategy
 from autotune.spec.hardware import HardwareSpec, check_precision
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Replicate, Strategy
 from autotune.spec.workload import Workload
-from autotune.timing import TimeEstimate, estimate_time
+from autotune.timing import (
+    Calibration,
+    TimeEstimate,
+    TimeTable,
+    estimate_time,
+    estimate_time_table,
+)
 from autotune.units import format_bytes
 
 CP_DEGREES = (1, 2, 4)
@@ -155,6 +164,7 @@ def estimate_plan(
     plan: Plan,
     hardware: HardwareSpec,
     residuals: Residuals | None = None,
+    calibration: Calibration | None = None,
 ) -> Estimate:
     """Check and estimate one plan; a broken rule is reported in `violations`, not raised.
 
@@ -165,6 +175,7 @@ def estimate_plan(
         hardware: Where it runs.
         residuals: How far real memory lies from the predicted (`memory.knowledge.residuals_for`);
             None takes the committed records alone.
+        calibration: What was measured of the hardware's speed; None predicts by formula.
 
     Raises:
         AutotuneError: the device has no matrix units for the workload's precision.
@@ -176,7 +187,7 @@ def estimate_plan(
     return Estimate(
         plan=plan,
         peak=memory.peak,
-        time=estimate_time(model, workload, plan, hardware),
+        time=estimate_time(model, workload, plan, hardware, calibration),
         verdict=verdict(chance),
         fit_probability=chance,
         violations=tuple(violations),
@@ -216,6 +227,7 @@ def rank_plans(
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
     residuals: Residuals | None = None,
+    calibration: Calibration | None = None,
 ) -> Ranking:
     """Estimate the whole space and order it.
 
@@ -232,6 +244,7 @@ def rank_plans(
         cp_degrees=cp_degrees,
         recompute=recompute,
         residuals=residuals,
+        calibration=calibration,
     )
     if ranking.candidates[0].verdict is Verdict.OOM:
         raise NothingFitsError(nothing_fits(model, hardware, ranking.candidates))
@@ -248,6 +261,7 @@ def estimate_space(
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
     residuals: Residuals | None = None,
+    calibration: Calibration | None = None,
 ) -> Ranking:
     """Estimate the whole space and order it, also when nothing fits.
 
@@ -274,7 +288,7 @@ def estimate_space(
             rejected.append(Rejected(plan=plan, code=broken[0].code, reason=reason))
         else:
             legal.append(plan)
-    candidates = _estimate_plans(model, workload, legal, hardware, residuals)
+    candidates = _estimate_plans(model, workload, legal, hardware, residuals, calibration)
     if not candidates:
         reasons = {r.code: r.reason for r in reversed(rejected)}
         common = Counter(r.code for r in rejected).most_common(2)
@@ -296,6 +310,7 @@ def _estimate_plans(
     plans: Sequence[Plan],
     hardware: HardwareSpec,
     residuals: Residuals | None,
+    calibration: Calibration | None = None,
 ) -> list[Estimate]:
     """Estimate legal plans: their memory all at once, its components only where asked for."""
     if not plans:
@@ -303,12 +318,13 @@ def _estimate_plans(
     check_precision(hardware.gpu, workload.precision)
     residuals = residuals or Residuals.known(ruler_of(on_cpu=hardware.gpu.is_cpu))
     table = estimate_memory_table(model, workload, plans, hardware)
+    times = estimate_time_table(model, workload, table.columns, hardware, calibration)
     found = judge_table(table, hardware, residuals, model_key(model))
     return [
         Estimate(
             plan=plan,
             peak=found.peak(position),
-            time=estimate_time(model, workload, plan, hardware),
+            time=times.estimate(position),
             verdict=verdict(float(found.fit_probability[position])),
             fit_probability=float(found.fit_probability[position]),
             breakdown=partial(estimate_memory, model, workload, plan, hardware),
@@ -328,6 +344,12 @@ def refusal_lines(refused: Iterable[tuple[str, str]]) -> list[str]:
 def best_first(candidates: Sequence[Estimate]) -> list[Estimate]:
     """Order plans: those that fit by speed, then those at risk, then predicted OOMs."""
     return sorted(candidates, key=lambda e: (_ORDER[e.verdict], -e.time.tokens_per_s, e.plan.id))
+
+
+def best_first_index(judged: Judged, times: TimeTable) -> NDArray[np.int64]:
+    """Return the order of `best_first` for plans as arrays; equal ones keep theirs."""
+    group = np.array([_ORDER[verdict(chance)] for chance in judged.fit_probability.tolist()])
+    return np.lexsort((times.step_s, group))
 
 
 def closest_to_fitting(candidates: Sequence[Estimate]) -> Estimate:

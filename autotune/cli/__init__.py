@@ -24,6 +24,7 @@ VERBS = {
     "plan": ("autotune.cli.plan", "rank configurations by prediction; no GPU needed"),
     "estimate": ("autotune.cli.estimate", "predict memory and time of one configuration"),
     "capacity": ("autotune.cli.capacity", "which GPUs, how many, how long, at what cost"),
+    "doctor": ("autotune.cli.doctor", "what this machine has, and how fast it is"),
     "report": ("autotune.cli.report", "write the CSV and HTML of a search again"),
 }
 _TRAIN_EXTRA = frozenset(

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -37,6 +37,7 @@ _LONGEST_LINE = 4096
 
 _LOG = logging.getLogger(__name__)
 _Bytes = Annotated[int, Field(gt=0, lt=2**63)]
+_Seconds = Annotated[float, Field(gt=0)]
 
 
 class Entry(BaseModel):
@@ -60,6 +61,13 @@ class Entry(BaseModel):
     exceeded: bool = False
     recorded_at: str = ""
     """ISO 8601, UTC."""
+    plan: dict[str, Any] | None = None
+    """`Plan.to_dict`; lines of older versions lack it and the three below."""
+    predicted_step_s: _Seconds | None = None
+    """Without any correction."""
+    measured_step_s: _Seconds | None = None
+    timer: str = ""
+    """Of `calibrate.knowledge.timer_of`: what predicted the time."""
 
     def row(self) -> Row:
         """Return what the residuals take."""

@@ -1,0 +1,56 @@
+"""What a tried engine takes beyond the model's passes, for plans it was not tried with."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.memory.activations import regime_of
+from autotune.memory.knowledge import model_key
+from autotune.plan import Plan
+from autotune.spec.hardware import HardwareSpec
+from autotune.spec.model import ModelSpec
+from autotune.spec.workload import Workload
+from autotune.timing.calibration import Calibration, engine_kind
+
+Array = NDArray[np.float64]
+
+
+def engine_extra(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    numbers: Array,
+    hardware: HardwareSpec,
+    calibration: Calibration | None,
+) -> Array | None:
+    """Return the seconds a step of an engine takes beyond the passes, ``[plans]``.
+
+    A step of ``m`` micro-steps is ``m (passes + a) + b``: reductions, gathers, copies, hooks and
+    the Trainer's loop are in ``a`` and ``b``, the optimizer in ``b``. None of it grows with the
+    tokens, so one small micro-batch at accumulation 1 and 2 tells both. That holds where nothing
+    overlaps: on CPU ranks. A model deeper than what was tried scales by its parameters.
+
+    Returns:
+        None where the engine was not tried on so many ranks.
+    """
+    if calibration is None or not hardware.gpu.is_cpu or workload.adapter is not None:
+        return None
+    key = model_key(model)
+    times = calibration.engine(key, workload, engine_kind(plan), plan.world_size)
+    regime = regime_of(plan, workload.precision)
+    passes = calibration.passes(key, regime, packing=workload.packing)
+    if times is None or passes is None:
+        return None
+    point = max(times.points, key=lambda p: p.layers)
+    tokens = point.micro_batch_size * point.seq_len
+    expected = passes.seconds(point.layers, tokens, point.seq_len)
+    deeper = _parameters(model, model.num_layers) / _parameters(model, point.layers)
+    each = max(0.0, point.step_twice_s - point.step_s - expected) * deeper
+    once = max(0.0, 2 * point.step_s - point.step_twice_s) * deeper
+    return np.asarray(numbers[:, 1] * each + once, float)
+
+
+def _parameters(model: ModelSpec, layers: int) -> float:
+    outside = model.num_root_parameters
+    return outside + layers * (model.num_parameters - outside) / model.num_layers

@@ -1,0 +1,119 @@
+"""What each engine sends between ranks, when, and in how many pieces.
+
+Sources: PyTorch 2.13 (`torch/distributed/fsdp/_fully_shard`, DDP's reducer), DeepSpeed 0.19.8
+(`runtime/zero/stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`, `engine.allreduce_gradients`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.memory.activations import FP32, compute_bytes
+from autotune.plan import Engine, Plan, Recompute
+from autotune.spec.model import ModelSpec
+from autotune.spec.workload import Workload
+from autotune.timing.calibration import Collective
+from autotune.timing.links import Links
+
+Array = NDArray[np.float64]
+
+_DDP_BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's `bucket_cap_mb`
+_ZERO1_BUFFER_ELEMENTS = 5e8  # MEMORY_OPT_ALLREDUCE_SIZE
+_ZERO3_REUSE_ELEMENTS = 1e9  # `stage3_max_reuse_distance` in emit/deepspeed.py
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Traffic:
+    """Seconds of communication, ``[plans]``, and what it may hide under."""
+
+    forward: Array
+    """Each micro-step, under forward."""
+    backward: Array
+    """Each micro-step, under backward."""
+    blocking: Array
+    """Each micro-step, nothing to hide under."""
+    once_overlapped: Array
+    """Once a step, under the last backward."""
+    once: Array
+    """Once a step, nothing to hide under."""
+
+
+def traffic_of(
+    model: ModelSpec, workload: Workload, plan: Plan, numbers: Array, links: Links
+) -> Traffic:
+    """Return the traffic of plans that are like `plan` but for their numbers."""
+    batch, _, replicas, shards, cp, buckets = numbers.T
+    zero = np.zeros(len(numbers))
+    width = compute_bytes(workload.precision)
+    added = model.num_adapter_parameters(workload.adapter) if workload.adapter else 0
+    total = model.num_parameters + added
+    trainable = added or total
+    layers = model.num_layers
+    group = shards * cp
+
+    # One bucket holds whole parameters; a parameter above it goes alone.
+    bucket = np.where(buckets > 0, buckets, float(model.hidden_size**2))
+    pieces = np.clip(trainable / bucket, layers, layers * (len(model.linears) + 1))
+
+    def gather(elements: float, calls: Array | int = layers) -> Array:
+        return links.seconds(Collective.ALL_GATHER, width * elements, group, calls=calls)
+
+    def scatter(calls: Array | int = layers) -> Array:
+        return links.seconds(Collective.REDUCE_SCATTER, FP32 * trainable, group, calls=calls)
+
+    forward = backward = once_overlapped = once = zero
+    match plan.engine:
+        case Engine.DDP:
+            once_overlapped = links.seconds(
+                Collective.ALL_REDUCE, FP32 * trainable, replicas * cp,
+                calls=max(1, FP32 * trainable / _DDP_BUCKET_BYTES),
+            )  # fmt: skip
+        case Engine.DEEPSPEED if plan.zero_stage == 1:
+            # `buffered_allreduce_fallback`: all-reduced whole at the accumulation boundary, after
+            # backward, in flat copies of the two groups (decayed or not).
+            calls = max(2, trainable / _ZERO1_BUFFER_ELEMENTS)
+            once = links.seconds(Collective.ALL_REDUCE, FP32 * trainable, group, calls=calls)
+            once = once + gather(trainable, 2)
+        case Engine.DEEPSPEED if plan.zero_stage == 2:
+            # Every micro-step all-reduces the buckets, and the owner keeps its part
+            # (`allreduce_and_scatter`, as `use_multi_rank_bucket_allreduce` defaults to).
+            backward = links.seconds(Collective.ALL_REDUCE, FP32 * trainable, group, calls=pieces)
+            once = gather(trainable, 2)
+        case Engine.DEEPSPEED:
+            # What is used again within `stage3_max_reuse_distance` stays: half of it on each side
+            # of the turn from forward to backward.
+            again = max(0.0, total - _ZERO3_REUSE_ELEMENTS / 2)
+            forward = gather(total, pieces)
+            backward = scatter(pieces) + (gather(again, pieces) if again else zero)
+        case Engine.FSDP2:
+            forward = gather(total)
+            backward = forward if plan.reshard_after_forward else zero
+            copies = links.seconds(
+                Collective.ALL_REDUCE, FP32 * trainable / group, replicas, calls=layers,
+                stride=group,
+            )  # fmt: skip
+            once_overlapped = scatter() + copies
+    return Traffic(
+        forward=forward,
+        backward=backward,
+        blocking=_sequence_exchange(model, workload, plan, batch, cp, links),
+        once_overlapped=once_overlapped,
+        once=once,
+    )
+
+
+def _sequence_exchange(
+    model: ModelSpec, workload: Workload, plan: Plan, batch: Array, cp: Array, links: Links
+) -> Array:
+    """Ulysses: all-to-all of q, k, v before attention and of its output after, in each pass."""
+    if (cp == 1).all():
+        return np.zeros(len(cp))
+    tokens = batch * workload.seq_len / cp
+    width = compute_bytes(workload.precision)
+    elements = tokens * (2 * model.query_size + 2 * model.kv_size)
+    passes = 3 if plan.recompute is Recompute.FULL else 2
+    one_layer = links.seconds(Collective.ALL_TO_ALL, width * elements, cp, calls=4)
+    return passes * model.num_layers * one_layer
