@@ -129,6 +129,7 @@ def whole_number(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Search, keeping summary, best.yml, CSV and HTML up to date after every launch."""
+    from autotune.calibrate.store import calibration_for
     from autotune.memory.knowledge import residuals_for
     from autotune.planner import rank_plans, refusal_lines
     from autotune.report.console import LiveProgress
@@ -149,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
     budget_s = parse_duration_s(args.budget) if args.budget else None
     contract = _contract(args)
     use_knowledge(args)
+    calibration = calibration_for(contract.hardware)
     ranking = rank_plans(
         contract.model,
         contract.workload,
@@ -158,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
         cp_degrees=contract.cp_degrees,
         recompute=[Recompute(mode) for mode in contract.recompute],
         residuals=residuals_for(contract.hardware),
+        calibration=calibration,
     )
     rules = [
         {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
@@ -176,7 +179,9 @@ def run(args: argparse.Namespace) -> int:
         progress.note(_contract_words(contract, folder, resumed, len(families)))
         for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
             progress.note(f"not measured: {line}")
-        learner = Learner.of_machine(contract.model, contract.workload, contract.hardware)
+        learner = Learner.of_machine(
+            contract.model, contract.workload, contract.hardware, calibration
+        )
         tuner = Tuner(
             folder,
             families,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,12 +49,22 @@ class Candidates:
     """Predicted log tokens/s: the prior mean."""
 
     @classmethod
-    def of(cls, families: Sequence[Family]) -> Candidates:
-        """Lay the families out."""
+    def of(
+        cls, families: Sequence[Family], log_correction: Mapping[str, float] | None = None
+    ) -> Candidates:
+        """Lay the families out.
+
+        Args:
+            families: The finite space.
+            log_correction: By plan id, what earlier studies on this machine add to the logarithm
+                of the predicted step time.
+        """
         rungs = [(n, e) for n, family in enumerate(families) for e in family.ladder]
         estimates = tuple(e for _, e in rungs)
         plans = [e.plan for e in estimates]
-        step_s = np.array([e.time.step_s for e in estimates])
+        known = log_correction or {}
+        shift = np.array([known.get(p.id, 0.0) for p in plans]) if known else 0.0
+        step_s = np.array([e.time.step_s for e in estimates]) * np.exp(shift)
         tokens = np.array([e.time.tokens_per_step for e in estimates], dtype=float)
         return cls(
             families=tuple(families),

@@ -8,7 +8,7 @@ space it samples as Optuna's `RandomSampler` does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ class CostModelSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         families: The finite space, best predicted first; none for a space of Optuna's own.
         tolerance: See `autotune.search.names.TOLERANCE`.
         measurement: How long a rung measures, which gives its cost.
+        log_correction: See `Candidates.of`.
         seed: Of the sampler other spaces fall back to; over the finite space nothing is drawn.
     """
 
@@ -57,8 +58,9 @@ class CostModelSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         tolerance: float = TOLERANCE,
         measurement: Measurement | None = None,
         seed: int | None = None,
+        log_correction: Mapping[str, float] | None = None,
     ) -> None:
-        self._candidates = Candidates.of(families) if families else None
+        self._candidates = Candidates.of(families, log_correction) if families else None
         self._space = distributions(families) if families else {}
         self._tolerance = tolerance
         self._measurement = measurement or Measurement()

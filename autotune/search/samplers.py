@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -52,8 +52,17 @@ def make_sampler(
     seed: int,
     tolerance: float = TOLERANCE,
     measurement: Measurement | None = None,
+    log_correction: Mapping[str, float] | None = None,
 ) -> NamedSampler:
     """Return a sampler over the space.
+
+    Args:
+        name: One of `autotune.search.names.SAMPLERS`.
+        families: The finite space, best predicted first.
+        seed: Of what is drawn.
+        tolerance: Of `cost-model`.
+        measurement: How long a rung measures, for `cost-model`'s costs.
+        log_correction: By plan id, for `cost-model`; see `Candidates.of`.
 
     Raises:
         AutotuneError: an unknown name.
@@ -62,7 +71,11 @@ def make_sampler(
     match name:
         case "cost-model":
             sampler = CostModelSampler(
-                families, tolerance=tolerance, measurement=measurement, seed=seed
+                families,
+                tolerance=tolerance,
+                measurement=measurement,
+                seed=seed,
+                log_correction=log_correction,
             )
             return NamedSampler(name=name, sampler=sampler, rung_by_rung=True)
         case "deepspeed-autotuning":

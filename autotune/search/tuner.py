@@ -77,7 +77,12 @@ class Tuner:
         self._progress = progress
         self._book = Book(families, RecordStore(folder), learner)
         named = make_sampler(
-            sampler, families, seed=job.seed, tolerance=tolerance, measurement=job.measurement
+            sampler,
+            families,
+            seed=job.seed,
+            tolerance=tolerance,
+            measurement=job.measurement,
+            log_correction=learner.log_correction(families) if learner else None,
         )
         self._asker = Asker(journal_of(folder), families, named, seed=job.seed)
 

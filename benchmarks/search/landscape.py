@@ -1,6 +1,8 @@
 """Read a recorded landscape: every configuration of a space, really measured, with repeats.
 
 NAME.csv has a row a (round, plan), NAME.json what it was measured on; `record.py` writes both.
+NAME.calibration.json, where there is one, is the sweep of that machine that a search would have had
+from `autotune doctor --measure`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from autotune.calibrate.store import read_calibration
 from autotune.plan import Plan, Recompute
 from autotune.planner import estimate_space
 from autotune.search.space import Family, make_families
@@ -23,6 +26,7 @@ from autotune.spec.hardware import HardwareSpec, Link, load_hardware
 from autotune.spec.model import ModelSpec, load_model
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Workload
+from autotune.timing import Calibration
 from autotune.trial.protocol import Outcome
 
 FOLDER = Path(__file__).parent / "landscapes"
@@ -78,6 +82,7 @@ class Landscape:
     cold_ready_s: dict[str, float]
     """By engine, of launches without a preloaded process."""
     story: dict[str, Any]
+    calibrated: bool
 
     @cached_property
     def truth(self) -> dict[str, Truth]:
@@ -171,7 +176,8 @@ def load_landscape(name: str, folder: Path = FOLDER) -> Landscape:
     model = load_model(story["model"]["name"])
     workload = Workload.model_validate(story["workload"])
     hardware = hardware_of(story)
-    families = _families(story, model, workload, hardware, set(by_plan))
+    calibration = read_calibration(folder / f"{name}.calibration.json")
+    families = _families(story, model, workload, hardware, set(by_plan), calibration)
     cold_ready_s: dict[str, list[float]] = defaultdict(list)
     for row in cold:
         offload = "-offload" if row.plan.offload_optimizer else ""
@@ -185,6 +191,7 @@ def load_landscape(name: str, folder: Path = FOLDER) -> Landscape:
         rows={plan: tuple(own) for plan, own in by_plan.items()},
         cold_ready_s={key: statistics.mean(own) for key, own in cold_ready_s.items()},
         story=story,
+        calibrated=calibration is not None,
     )
 
 
@@ -206,6 +213,7 @@ def _families(
     workload: Workload,
     hardware: HardwareSpec,
     measured: set[str],
+    calibration: Calibration | None,
 ) -> list[Family]:
     space = story["space"]
     ranking = estimate_space(
@@ -216,6 +224,7 @@ def _families(
         micro_batches=space["micro_batches"],
         cp_degrees=space["cp_degrees"],
         recompute=[Recompute(mode) for mode in space["recompute"]],
+        calibration=calibration,
     )
     families, _ = make_families([e for e in ranking.candidates if e.plan.id in measured])
     return families
