@@ -2,52 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from autotune.errors import AutotuneError
-from autotune.runner.answer import Answer, die_with_parent
-from autotune.trial.protocol import Outcome, Request, read_message
-
-
-def main() -> None:
-    """Run the request; leave a complete result file whatever happens.
-
-    The process ends with `os._exit`: by then everything is written, and DeepSpeed sometimes aborts
-    in its own destructors after a run that finished well.
-    """
-    die_with_parent()
-    request = read_message(Request, Path(sys.argv[1]))
-    answer = Answer(request)
-    code = 1
-    try:
-        _run(request, answer)
-        answer.finish()
-        code = 0
-    except AutotuneError as error:
-        answer.fail(error, Outcome.CRASHED)
-    except BaseException as error:  # the process edge; a failed checkpoint load is no Exception
-        from autotune.runner.checks import InvalidRunError
-        from autotune.runner.gauges import memory_outcome
-
-        invalid = Outcome.INVALID if isinstance(error, InvalidRunError) else None
-        answer.fail(error, invalid or memory_outcome(error) or Outcome.CRASHED)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _run(request: Request, answer: Answer) -> None:
-    if request.mode == "trial":
-        from autotune.runner.trial import run_trial
-
-        run_trial(request, answer)
-    else:
-        from autotune.runner.train import run_training
-
-        run_training(request, answer)
-
+from autotune.runner.rank import run_rank
 
 if __name__ == "__main__":
-    main()
+    run_rank(Path(sys.argv[1]))

@@ -14,6 +14,7 @@ from typing import Any
 
 from autotune.errors import AutotuneError
 from autotune.trial.protocol import (
+    STARTED_VARIABLE,
     Outcome,
     RankError,
     RankResult,
@@ -24,6 +25,8 @@ from autotune.trial.protocol import (
     write_message,
 )
 
+FORKED_VARIABLE = "AUTOTUNE_FORKED"
+"""Set in a rank that the fork server made."""
 _PR_SET_PDEATHSIG = 1
 _VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "autotune-llm")
 
@@ -33,13 +36,28 @@ class Answer:
 
     def __init__(self, request: Request) -> None:
         self.rank = int(os.environ["RANK"])
-        self._folder = Path(os.environ["AUTOTUNE_LAUNCH_DIR"])
+        self.folder = Path(os.environ["AUTOTUNE_LAUNCH_DIR"])
         self.result = RankResult(
             launch_id=request.launch_id,
             rank=self.rank,
             world_size=int(os.environ["WORLD_SIZE"]),
             versions=_versions(),
+            start="fork" if os.environ.get(FORKED_VARIABLE) else "cold",
         )
+
+    def since_start_s(self) -> float | None:
+        """Return the seconds since the launch's start; None where no supervisor said when."""
+        started = os.environ.get(STARTED_VARIABLE)
+        return None if started is None else time.monotonic() - float(started)
+
+    def imported(self) -> None:
+        """Note how long it took until everything was imported."""
+        self.result.imports_s = self.since_start_s()
+
+    def first_step(self) -> None:
+        """Note when the first step begins; later ones change nothing."""
+        if self.result.ready_s is None:
+            self.result.ready_s = self.since_start_s()
 
     def heartbeat(self) -> None:
         """Tell the supervisor that this rank is making progress.
@@ -47,7 +65,7 @@ class Answer:
         The first one comes when the model is prepared: how long data and model take to load
         depends on their size, and the deadline allows for that.
         """
-        (self._folder / heartbeat_file(self.rank)).touch()
+        (self.folder / heartbeat_file(self.rank)).touch()
 
     def add_asserted(self, found: dict[str, Any]) -> None:
         """Record what the checks after prepare found."""
@@ -83,12 +101,16 @@ class Answer:
         self._write()
 
     def _write(self) -> None:
-        write_message(self.result, self._folder / rank_result_file(self.rank))
+        write_message(self.result, self.folder / rank_result_file(self.rank))
         self.heartbeat()
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, however it dies (prctl(2))."""
+    """Ask the kernel to kill this process when its parent dies, however it dies (prctl(2)).
+
+    The parent is the process that made it: the supervisor, or the fork server, which itself dies
+    with the supervisor. A fork does not inherit the wish, so every rank asks for itself.
+    """
     parent = int(os.environ["AUTOTUNE_PARENT_PID"])
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call

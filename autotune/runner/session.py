@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from autotune.plan import Engine, Plan
+from autotune.plan import Plan
 from autotune.resources import cache_dir
 from autotune.runner.answer import Answer
 from autotune.runner.checks import CheckCallback
@@ -17,6 +17,7 @@ from autotune.runner.data import TrainingData, build_sequences
 from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
 from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
 from autotune.runner.gauges import Gauge, make_gauge
+from autotune.runner.imports import import_everything
 from autotune.runner.models import build_model
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
@@ -71,9 +72,9 @@ def open_session(request: Request, answer: Answer) -> Session:
 
     The baseline comes after imports and data, so that the limit holds for model and training.
     """
+    import_everything()
+    answer.imported()
     plan = request.plan_object()
-    if plan.engine is Engine.DEEPSPEED:
-        import deepspeed  # noqa: F401  (part of the baseline, not of the model's memory)
     start_process_group(request, plan)
     CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
     data = build_sequences(request, cache_dir() / "tokenized")

@@ -158,6 +158,7 @@ class RunLog(TrainerCallback):
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock of a step."""
+        self._answer.first_step()
         self._step_start = time.perf_counter()
 
     def on_step_end(

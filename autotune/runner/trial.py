@@ -8,6 +8,7 @@ from autotune.runner.answer import Answer
 from autotune.runner.engines import training_arguments
 from autotune.runner.gauges import MEMORY_ERRORS, memory_outcome
 from autotune.runner.ladder import Ladder, LadderLoader
+from autotune.runner.orders import make_orders
 from autotune.runner.session import Session, make_trainer, open_session
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
@@ -26,6 +27,8 @@ def run_trial(request: Request, answer: Answer) -> None:
     """
     session = open_session(request, answer)
     ladder = make_ladder(session, StepTimer(session.gauge))
+    if not ladder.next_rung():
+        return
     try:
         ladder_trainer(session, ladder).train()
     except MEMORY_ERRORS as error:
@@ -43,12 +46,13 @@ def make_ladder(session: Session, timer: StepTimer) -> Ladder:
     """Return the ladder of the session's request; `ladder_trainer` climbs it."""
     request, answer = session.request, session.answer
     return Ladder(
-        request.rungs,
+        make_orders(request, answer.folder, progress=answer.heartbeat),
         request.measurement,
         timer=timer,
         gauge=session.gauge,
         report=answer.add_rung,
         progress=answer.heartbeat,
+        first_step=answer.first_step,
     )
 
 

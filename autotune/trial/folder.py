@@ -12,6 +12,7 @@ from autotune.trial.protocol import (
     heartbeat_file,
     rank_result_file,
     read_message,
+    rung_file,
 )
 
 
@@ -36,8 +37,8 @@ def read_result(folder: Path, number: int, launch_id: str) -> RankResult | None:
 
 
 def clear_results(folder: Path) -> None:
-    """Remove what the ranks of an earlier launch wrote here."""
-    for pattern in (rank_result_file("*"), heartbeat_file("*")):
+    """Remove what the ranks of an earlier launch wrote here, and what they were told."""
+    for pattern in (rank_result_file("*"), heartbeat_file("*"), rung_file("*")):
         for left in folder.glob(pattern):
             left.unlink()
 

@@ -6,75 +6,132 @@ killed search would not reach them. Output goes to files, never to pipes; every 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from autotune.errors import AutotuneError
 from autotune.resources import cache_dir
-from autotune.trial.folder import clear_results, read_result, read_results
+from autotune.trial.folder import clear_results, read_results
 from autotune.trial.interrupts import interrupts_held
-from autotune.trial.processes import kill_tagged, oom_kill_count, process_state
+from autotune.trial.processes import oom_kill_count
 from autotune.trial.protocol import (
     REQUEST_FILE,
+    STARTED_VARIABLE,
     Outcome,
-    RankResult,
     Request,
-    heartbeat_file,
     write_message,
 )
+from autotune.trial.ranks import TAG_VARIABLE, ColdStarter, Starter
+from autotune.trial.verdict import Ended, conclude
+from autotune.trial.watch import Limits, Rank, Seen, Verdict, stop, watch
 
-TAG_VARIABLE = "AUTOTUNE_TRIAL_ID"
-_POLL_S = 0.1
-_STOPPED_S = 3.0
-"""A rank that a signal stopped for this long hangs the others."""
-_LAST_WORDS_S = 3.0
-"""After one rank failed, how long the others may take to say what they saw."""
-_EXIT_S = 20.0
-"""After a rank's complete result, how long its process may take to end."""
-_TERMINATE_S = 2.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """When a launch is given up."""
-
-    deadline_s: float | None
-    """From its start; None for a full training run."""
-    hang_s: float
-    """Without a sign of progress from any rank."""
+__all__ = [
+    "Ended",
+    "Limits",
+    "Running",
+    "native_ops_dir",
+    "rank_environment",
+    "run_launch",
+]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """How a launch ended, before its results are read."""
+class Running:
+    """The ranks of one launch under way. Whoever makes one calls `end`, whatever happens."""
 
-    outcome: Outcome
-    message: str
-    rank: int | None
-    """The rank that caused it."""
-    exit_codes: list[int | None]
-    elapsed_s: float
-    notes: list[str] = field(default_factory=list)
-    results: list[RankResult] = field(default_factory=list)
-    """What every rank wrote, complete or not; by rank."""
+    def __init__(
+        self,
+        request: Request,
+        folder: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        starter: Starter | None = None,
+    ) -> None:
+        """Prepare the folder; `start` starts the ranks."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # What lies here from an earlier launch must not be taken for an answer of this one.
+        tag = f"{request.launch_id}-{os.getpid()}-{time.time_ns()}"
+        self.request = request.model_copy(update={"launch_id": tag})
+        self.folder = folder
+        clear_results(folder)
+        write_message(self.request, folder / REQUEST_FILE)
+        self._starter = starter or ColdStarter()
+        self._environment = environment or {}
+        self._oom_kills = oom_kill_count()
+        self._verdict: Verdict | None = None
+        self.started = time.monotonic()
+        self.ranks: list[Rank] = []
 
+    @property
+    def tag(self) -> str:
+        """The launch's own id."""
+        return self.request.launch_id
 
-@dataclass(kw_only=True, slots=True)
-class _Rank:
-    number: int
-    process: subprocess.Popen[bytes]
-    alive_at: float
-    """When it was last seen running: it ended after this, and at the latest at `ended_at`."""
-    stopped_since: float | None = None
-    ended_at: float | None = None
+    def start(self) -> None:
+        """Start every rank, one by one: should one fail, `end` stops those before it."""
+        world = self.request.plan_object().world_size
+        variables = rank_environment(self.request, self.folder, self.tag, world)
+        variables |= self._environment
+        for number in range(world):
+            process = self._starter.start(number, self.folder, variables)
+            self.ranks.append(Rank(number=number, process=process, alive_at=time.monotonic()))
+
+    def watch(
+        self,
+        *,
+        hang_s: float,
+        deadline: tuple[float, str] | None,
+        on_tick: Callable[[], None] = lambda: None,
+        until: Callable[[], bool] = lambda: False,
+        poll_s: float = 0.1,
+    ) -> bool:
+        """Watch the ranks; return whether `until` holds, else the launch is over: call `end`.
+
+        See `autotune.trial.watch.watch` for the arguments.
+        """
+        seen = watch(
+            self.ranks,
+            self.folder,
+            self.tag,
+            hang_s=hang_s,
+            deadline=deadline,
+            on_tick=on_tick,
+            until=until,
+            poll_s=poll_s,
+        )
+        if isinstance(seen, Verdict):
+            self._verdict = seen
+        return seen is Seen.HOLDS
+
+    def stop(self) -> None:
+        """Stop what still runs, and whatever it started."""
+        with interrupts_held():
+            stop(self.ranks)
+            self._starter.kill_stragglers(self.tag)
+
+    def end(self) -> Ended:
+        """Return how the stopped launch ended.
+
+        Raises:
+            AutotuneError: what a rank found to be the user's mistake.
+        """
+        results = read_results(self.folder)
+        for result in results:
+            if result.error is not None and result.error.user_mistake:
+                raise AutotuneError(result.error.message)
+        # On CUDA the limit is the allocator's own, and says so in Python.
+        limited = self.request.device == "cpu" and self.request.memory_limit_bytes is not None
+        return conclude(
+            self.ranks,
+            results,
+            self._verdict,
+            time.monotonic() - self.started,
+            host_out_of_memory=oom_kill_count() > self._oom_kills,
+            limited=limited,
+        )
 
 
 def run_launch(
@@ -84,6 +141,7 @@ def run_launch(
     *,
     on_tick: Callable[[], None] = lambda: None,
     environment: dict[str, str] | None = None,
+    starter: Starter | None = None,
 ) -> Ended:
     """Run all ranks of a request to their end and return how they ended.
 
@@ -93,39 +151,32 @@ def run_launch(
         limits: when to give up.
         on_tick: called about ten times a second, for progress displays.
         environment: more variables for the ranks.
+        starter: what starts them; without it each is a fresh interpreter on this host. One that
+            dies and takes its ranks along gets a second try.
 
     Raises:
         AutotuneError: what a rank found to be the user's mistake, such as wrong dataset columns.
         KeyboardInterrupt: passed on after the ranks were stopped.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    world = request.plan_object().world_size
-    tag = f"{request.launch_id}-{os.getpid()}-{time.time_ns()}"
-    # What lies here from an earlier launch must not be taken for an answer of this one.
-    request = request.model_copy(update={"launch_id": tag})
-    clear_results(folder)
-    write_message(request, folder / REQUEST_FILE)
-    variables = rank_environment(request, folder, tag, world) | (environment or {})
-    oom_kills, started = oom_kill_count(), time.monotonic()
-    ranks: list[_Rank] = []
-    try:
-        for number in range(world):
-            # One by one: should the next start fail, those before it must be stopped.
-            ranks.append(_start(number, folder, variables))  # noqa: PERF401
-        verdict = _watch(ranks, folder, tag, limits, started, on_tick)
-    finally:
-        with interrupts_held():
-            _stop(ranks)
-            kill_tagged(TAG_VARIABLE, tag)
-    results = read_results(folder)
-    for result in results:
-        if result.error is not None and result.error.user_mistake:
-            raise AutotuneError(result.error.message)
-    elapsed = time.monotonic() - started
-    # On CUDA the limit is the allocator's own, and says so in Python.
-    limited = request.device == "cpu" and request.memory_limit_bytes is not None
-    killed = oom_kill_count() > oom_kills
-    return _conclude(ranks, results, verdict, elapsed, host_out_of_memory=killed, limited=limited)
+    notes: list[str] = []
+    for second in (False, True):
+        running = Running(request, folder, environment=environment, starter=starter)
+        deadline = None
+        if limits.deadline_s is not None:
+            said = f"its deadline of {limits.deadline_s:.0f} s"
+            deadline = running.started + limits.deadline_s, said
+        try:
+            running.start()
+            running.watch(hang_s=limits.hang_s, deadline=deadline, on_tick=on_tick)
+        finally:
+            running.stop()
+        ended = running.end()
+        lost = starter.lost() if starter is not None else None
+        notes += starter.notes() if starter is not None else []
+        if lost is None or second or ended.outcome is Outcome.OK:
+            break
+        notes.append(f"{lost}; the launch is repeated")
+    return replace(ended, notes=[*notes, *ended.notes])
 
 
 def rank_environment(request: Request, folder: Path, tag: str, world: int) -> dict[str, str]:
@@ -138,6 +189,7 @@ def rank_environment(request: Request, folder: Path, tag: str, world: int) -> di
         TAG_VARIABLE: tag,
         "AUTOTUNE_LAUNCH_DIR": str(folder.resolve()),
         "AUTOTUNE_PARENT_PID": str(os.getpid()),
+        STARTED_VARIABLE: repr(time.monotonic()),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(world),
@@ -173,196 +225,6 @@ def rank_environment(request: Request, folder: Path, tag: str, world: int) -> di
 def native_ops_dir() -> Path:
     """Return where DeepSpeed's native operators are built: a folder of ours, so its locks are."""
     return cache_dir() / "torch_extensions"
-
-
-def _start(number: int, folder: Path, variables: dict[str, str]) -> _Rank:
-    log = (folder / f"rank-{number}.log").open("wb")
-    with log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "autotune.runner", str((folder / REQUEST_FILE).resolve())],
-            env=variables | {"RANK": str(number), "LOCAL_RANK": str(number)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return _Rank(number=number, process=process, alive_at=time.monotonic())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Verdict:
-    """Why the watch ended early; None in its place means that every rank ended by itself."""
-
-    outcome: Outcome
-    message: str
-    rank: int | None
-
-
-def _watch(
-    ranks: list[_Rank],
-    folder: Path,
-    launch_id: str,
-    limits: Limits,
-    started: float,
-    on_tick: Callable[[], None],
-) -> _Verdict | None:
-    first_failure: float | None = None
-    all_well: float | None = None
-    while True:
-        now = time.monotonic()
-        for rank in ranks:
-            if rank.ended_at is not None:
-                continue
-            if rank.process.poll() is None:
-                rank.alive_at = now
-                continue
-            rank.ended_at = now
-            if not _finished_well(folder, rank.number, launch_id):
-                first_failure = first_failure or now
-        if all(rank.ended_at is not None for rank in ranks):
-            return None
-        if first_failure is not None and now - first_failure > _LAST_WORDS_S:
-            return None
-        if first_failure is None and all(
-            rank.ended_at or _finished_well(folder, rank.number, launch_id) for rank in ranks
-        ):
-            all_well = all_well or now
-            if now - all_well > _EXIT_S:
-                return None  # a process will not end, but every result is complete and counts
-        if first_failure is None:
-            verdict = _stalled(ranks, folder, limits, started, now)
-            if verdict is not None:
-                return verdict
-        on_tick()
-        time.sleep(_POLL_S)
-
-
-def _stalled(
-    ranks: list[_Rank], folder: Path, limits: Limits, started: float, now: float
-) -> _Verdict | None:
-    for rank in ranks:
-        if process_state(rank.process.pid) in ("T", "t"):
-            rank.stopped_since = rank.stopped_since or now
-            if now - rank.stopped_since > _STOPPED_S:
-                return _Verdict(
-                    outcome=Outcome.HANG,
-                    message=f"rank {rank.number} was stopped by a signal and did not continue",
-                    rank=rank.number,
-                )
-        else:
-            rank.stopped_since = None
-    silence, slowest = _silence(ranks, folder)
-    if silence > limits.hang_s:
-        return _Verdict(
-            outcome=Outcome.HANG,
-            message=f"no rank made progress for {limits.hang_s:.0f} s; rank {slowest} was last",
-            rank=slowest,
-        )
-    if limits.deadline_s is not None and now - started > limits.deadline_s:
-        return _Verdict(
-            outcome=Outcome.TIMEOUT,
-            message=f"still running at its deadline of {limits.deadline_s:.0f} s",
-            rank=None,
-        )
-    return None
-
-
-def _silence(ranks: list[_Rank], folder: Path) -> tuple[float, int]:
-    """Return the seconds since any rank's last sign of life, and the rank silent the longest."""
-    ages = {}
-    for rank in ranks:
-        try:
-            modified = (folder / heartbeat_file(rank.number)).stat().st_mtime
-        except FileNotFoundError:  # still importing
-            return 0.0, rank.number
-        ages[rank.number] = time.time() - modified
-    return min(ages.values()), max(ages, key=lambda number: ages[number])
-
-
-def _stop(ranks: list[_Rank]) -> None:
-    """Ask, then force. A stopped process ignores SIGTERM, so it gets no second chance."""
-    running = [rank for rank in ranks if rank.process.poll() is None]
-    for rank in running:
-        _signal_group(rank, signal.SIGTERM)
-    deadline = time.monotonic() + _TERMINATE_S
-    while time.monotonic() < deadline and any(r.process.poll() is None for r in running):
-        time.sleep(0.05)
-    for rank in running:
-        _signal_group(rank, signal.SIGKILL)  # the whole group, so a rank's children go too
-    for rank in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, freeing its memory
-            rank.process.wait(timeout=30)
-
-
-def _signal_group(rank: _Rank, number: signal.Signals) -> None:
-    try:
-        os.killpg(rank.process.pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _conclude(
-    ranks: list[_Rank],
-    results: list[RankResult],
-    verdict: _Verdict | None,
-    elapsed: float,
-    *,
-    host_out_of_memory: bool,
-    limited: bool,
-) -> Ended:
-    exit_codes = [rank.process.returncode for rank in ranks]
-    outcome, message, culprit, notes = Outcome.OK, "", None, []
-    if verdict is not None:
-        outcome, message, culprit = verdict.outcome, verdict.message, verdict.rank
-    else:
-        failures = []
-        for rank, result in zip(ranks, results, strict=True):
-            if result.error is not None:
-                error = result.error
-                failures.append((error.time_s, rank.number, error.outcome, error.message))
-            elif not result.complete and rank.ended_at is not None:
-                how, kind = _describe_exit(
-                    rank.process.returncode, host_out_of_memory=host_out_of_memory, limited=limited
-                )
-                # Its death is noticed late, and by then the others have met its silence.
-                failures.append((rank.alive_at, rank.number, kind, f"rank {rank.number} {how}"))
-            elif result.complete and rank.process.returncode != 0:
-                notes.append(
-                    f"rank {rank.number} finished, then ended with {rank.process.returncode}"
-                )
-        if failures:
-            _, culprit, outcome, message = min(failures)
-        elif not all(result.complete for result in results):
-            outcome, message = Outcome.CRASHED, "a rank left no complete result"
-    return Ended(
-        outcome=outcome,
-        message=message,
-        rank=culprit,
-        exit_codes=exit_codes,
-        elapsed_s=elapsed,
-        notes=notes,
-        results=results,
-    )
-
-
-def _describe_exit(
-    code: int | None, *, host_out_of_memory: bool, limited: bool
-) -> tuple[str, Outcome]:
-    """Say how a rank ended; `limited` ranks have an RLIMIT_DATA."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        if name == "SIGKILL" and host_out_of_memory:
-            return "was killed by the kernel: the host ran out of memory", Outcome.HOST_OOM
-        if name == "SIGABRT" and limited:
-            # C++ that finds no memory, for a thread say, calls std::terminate: nothing to catch.
-            return "aborted under its memory limit, as C++ does without memory", Outcome.OOM
-        return f"was killed by {name}", Outcome.CRASHED
-    return f"ended with code {code} and no complete result", Outcome.CRASHED
-
-
-def _finished_well(folder: Path, number: int, launch_id: str) -> bool:
-    result = read_result(folder, number, launch_id)
-    return result is not None and result.complete and result.error is None
 
 
 def _free_port() -> int:

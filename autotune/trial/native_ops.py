@@ -19,9 +19,10 @@ from pathlib import Path
 
 from autotune.errors import NothingFitsError
 from autotune.plan import Engine, Plan
-from autotune.trial.launch import TAG_VARIABLE, native_ops_dir, rank_environment
+from autotune.trial.launch import native_ops_dir, rank_environment
 from autotune.trial.processes import kill_tagged
 from autotune.trial.protocol import Request
+from autotune.trial.ranks import TAG_VARIABLE
 
 _BUILD_LIMIT_S = 900
 _LOADING_S = 10.0

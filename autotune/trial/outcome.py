@@ -8,7 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from autotune.plan import Plan
-from autotune.trial.protocol import AccumulationResult, Outcome, RankResult, Request, RungResult
+from autotune.trial.protocol import (
+    AccumulationResult,
+    Outcome,
+    RankResult,
+    Request,
+    Rung,
+    RungResult,
+)
 from autotune.trial.record import TrialRecord
 
 THRASH_RETRIES = 1
@@ -56,21 +63,42 @@ def read_rungs(
         outcome: how the launch ended.
         message: why.
     """
-    plan = request.plan_object()
     records = []
     for rung in request.rungs:
-        rung_plan = replace(
-            plan, micro_batch_size=rung.micro_batch_size, grad_accum_steps=rung.grad_accum_steps
-        )
-        answers = [_rung_of(result, rung.micro_batch_size) for result in results]
-        if answers and all(
-            answer is not None and answer.outcome is Outcome.OK for answer in answers
-        ):
-            records.append(_measured(rung_plan, [a for a in answers if a is not None]))
-            continue
-        records.append(_failed(rung_plan, [a for a in answers if a], outcome, message))
-        break
+        records.append(read_rung(request.plan_object(), rung, results, outcome, message))
+        if records[-1].outcome not in (Outcome.OK, Outcome.THRASH):
+            break
     return records
+
+
+def read_rung(
+    plan: Plan, rung: Rung, results: Sequence[RankResult], outcome: Outcome, message: str
+) -> TrialRecord:
+    """Return a rung's record: measured when every rank finished it, else as the launch ended.
+
+    Args:
+        plan: the launch's; micro batch and accumulation are the rung's.
+        rung: which one.
+        results: what each rank wrote, by rank.
+        outcome: how the launch ended; of no account where the rung was finished.
+        message: why.
+    """
+    rung_plan = replace(
+        plan, micro_batch_size=rung.micro_batch_size, grad_accum_steps=rung.grad_accum_steps
+    )
+    found = [_rung_of(result, rung.micro_batch_size) for result in results]
+    answers = [answer for answer in found if answer is not None]
+    finished = bool(results) and len(answers) == len(results)
+    if finished and all(answer.outcome is Outcome.OK for answer in answers):
+        record = _measured(rung_plan, answers)
+    else:
+        record = _failed(rung_plan, answers, outcome, message)
+    ready = [result.ready_s for result in results if result.ready_s is not None]
+    return replace(
+        record,
+        launch_ready_s=max(ready, default=None),
+        launch_mode=results[0].start if ready else "",
+    )
 
 
 def _rung_of(result: RankResult, micro_batch_size: int) -> RungResult | None:
@@ -105,6 +133,8 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
         by_accumulation.setdefault(part.grad_accum_steps, []).append(part)
     base = by_accumulation.get(plan.grad_accum_steps) or by_accumulation[max(by_accumulation)]
     steps = _slowest([part.step_s for part in base])
+    if not all(math.isfinite(step) and step > 0 for step in steps):
+        return _failed(plan, answers, Outcome.INVALID, f"a step took {min(steps)} s: no clock does")
     spread = median_interval(steps)
     base_accum = base[0].grad_accum_steps
     micro = _median_of_slowest([part.micro_step_s for part in base])
@@ -135,6 +165,9 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
         peak_reserved_bytes=_largest(part.peak_reserved_bytes for part in base),
         alloc_retries=retries,
         step_times_s=tuple(steps),
+        cut_short=any(answer.cut_short for answer in answers),
+        warmup_times_s=tuple(base[0].warmup_s),
+        rung_wall_s=max(answer.wall_s for answer in answers) or None,
     )
 
 

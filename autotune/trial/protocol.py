@@ -20,6 +20,8 @@ from autotune.trial.data_counts import DataCounts
 SCHEMA_VERSION: Final = 1
 REQUEST_FILE = "request.json"
 LOG_FILE = "log.jsonl"
+STARTED_VARIABLE = "AUTOTUNE_STARTED_S"
+"""Environment variable of the ranks: `time.monotonic()` at their launch's start, of this host."""
 
 
 class Outcome(StrEnum):
@@ -66,18 +68,30 @@ class Rung(_Message):
     grad_accum_steps: int = Field(ge=1)
 
 
+class RungOrder(_Message):
+    """What the supervisor asks next of ranks that converse; see `Request.converses`."""
+
+    launch_id: str
+    rung: Rung | None
+    """None ends the launch."""
+    give_up_step_s: float | None = None
+    """The rung may end early once its step, at the plan's accumulation, is surely longer."""
+
+
 class Measurement(_Message):
-    """How long a rung measures."""
+    """How long a rung measures; see `autotune.trial.steps` for the rule."""
 
     warmup_steps: int = 1
-    """Optimizer steps not counted, at each accumulation."""
+    """Optimizer steps not counted, at each accumulation; more where steps still get faster."""
     min_steps: int = 3
     max_steps: int = 20
-    """Counted optimizer steps at each accumulation."""
+    """Optimizer steps after the warm-up at each accumulation."""
     max_direct_accumulation: int = 4
     """An accumulation up to this is measured as it is; above, it is composed from 1 and 2."""
     target_seconds: float = 4.0
     """A rung's accumulation stops counting after `min_steps` steps once this time has passed."""
+    target_relative_interval: float = 0.02
+    """It stops before that once half the 95% interval of its median step is this share of it."""
 
 
 class Request(_Message):
@@ -95,6 +109,10 @@ class Request(_Message):
     out_dir: str
     """Folder of this launch: request, results, logs. In train mode the run's output folder."""
     rungs: list[Rung] = Field(default_factory=list)
+    converses: bool = False
+    """The ranks take one `RungOrder` after another from `rung_file` instead of `rungs`."""
+    idle_limit_s: float = 1800.0
+    """How long ranks that converse wait for the next order before they give up."""
     measurement: Measurement = Field(default_factory=Measurement)
     memory_limit_bytes: int | None = None
     """Per rank. CUDA: the allocator's fraction. CPU: RLIMIT_DATA above what the imports took."""
@@ -117,6 +135,10 @@ class RungResult(_Message):
     outcome: Outcome
     message: str = ""
     accumulations: list[AccumulationResult] = Field(default_factory=list)
+    cut_short: bool = False
+    """It ended before its time, being surely slower than `RungOrder.give_up_step_s`."""
+    wall_s: float = 0.0
+    """From the rung's begin to its end, warm-up included."""
 
 
 class AccumulationResult(_Message):
@@ -133,6 +155,8 @@ class AccumulationResult(_Message):
     """Clipping, optimizer step, zeroing."""
     valid_tokens: list[int]
     """Tokens with a label that the step read, summed over all ranks."""
+    warmup_s: list[float] = Field(default_factory=list)
+    """Steps before those counted, slowest rank."""
     mean_step_tokens: float
     """What `valid_tokens` would be if every sequence held as many as the data's average."""
     peak_allocated_bytes: int
@@ -169,6 +193,11 @@ class RankResult(_Message):
     rungs: list[RungResult] = Field(default_factory=list)
     error: RankError | None = None
     versions: dict[str, str] = Field(default_factory=dict)
+    start: Literal["cold", "fork"] = "cold"
+    imports_s: float | None = None
+    """From the launch's start until everything was imported."""
+    ready_s: float | None = None
+    """From the launch's start to the start of the first step."""
     baseline_bytes: int = 0
     """Memory taken before the model: CPU VmData after the imports, CUDA context."""
     data: DataCounts | None = None
@@ -185,6 +214,11 @@ def rank_result_file(rank: int | Literal["*"]) -> str:
 def heartbeat_file(rank: int | Literal["*"]) -> str:
     """Return the name of the file whose time says when a rank last made progress, or a pattern."""
     return f"rank-{rank}.heartbeat"
+
+
+def rung_file(number: int | Literal["*"]) -> str:
+    """Return the name of the file with a conversation's order `number`, counted from 1."""
+    return "rung-*.json" if number == "*" else f"rung-{number:04d}.json"
 
 
 _M = TypeVar("_M", bound=BaseModel)

@@ -76,6 +76,16 @@ class TrialRecord:
     """Folder of the launch, relative to the study's."""
     step_times_s: tuple[_Positive, ...] = ()
     """Every counted step at the accumulation `step_s` rests on, slowest rank."""
+    cut_short: bool = False
+    """It was given up as surely too slow: few steps, and an interval as wide as they leave it."""
+    warmup_times_s: tuple[_NotNegative, ...] = ()
+    """Steps before those of `step_times_s`."""
+    rung_wall_s: _NotNegative | None = None
+    """From the rung's begin to its end, warm-up included, slowest rank."""
+    launch_ready_s: _NotNegative | None = None
+    """From its launch's start to the first step of the launch, slowest rank."""
+    launch_mode: str = ""
+    """How its ranks were started: `cold` or `fork`; empty where nobody noted it."""
 
     @property
     def plan_object(self) -> Plan:
@@ -88,6 +98,7 @@ class TrialRecord:
         values["outcome"] = str(self.outcome)
         values["measured_accum_steps"] = list(self.measured_accum_steps)
         values["step_times_s"] = list(self.step_times_s)
+        values["warmup_times_s"] = list(self.warmup_times_s)
         return values
 
     @classmethod
@@ -101,8 +112,8 @@ class TrialRecord:
         known = {field.name for field in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
         kept["outcome"] = Outcome(kept["outcome"])
-        kept["measured_accum_steps"] = tuple(kept.get("measured_accum_steps", ()))
-        kept["step_times_s"] = tuple(kept.get("step_times_s", ()))
+        for name in ("measured_accum_steps", "step_times_s", "warmup_times_s"):
+            kept[name] = tuple(kept.get(name, ()))
         record = cls(**kept)
         for name, check in _record_checks().items():
             check.validate_python(getattr(record, name))

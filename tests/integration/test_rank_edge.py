@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from torch.distributed.checkpoint.api import CheckpointException
 
 from autotune.errors import AutotuneError
-from autotune.runner import __main__ as edge
+from autotune.runner import rank as edge
 from autotune.runner.checks import InvalidRunError
 from autotune.trial.protocol import (
     Outcome,
@@ -43,12 +42,11 @@ def error_of(raised: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     file = folder / "request.json"
     write_message(trial_request(make_plan("ddp", 1), folder, rungs=[(1, 1)]), file)
-    monkeypatch.setattr(sys, "argv", ["runner", str(file)])
     monkeypatch.setattr(edge, "die_with_parent", lambda: None)
     monkeypatch.setattr(edge, "_run", run)
     monkeypatch.setattr(edge.os, "_exit", end)
     with pytest.raises(Ended):
-        edge.main()
+        edge.run_rank(file)
     result = read_message(RankResult, folder / rank_result_file(0))
     assert result.complete and result.error is not None
     return result.error

@@ -50,7 +50,7 @@ def seen(base: Path) -> dict[str, dict[str, Any]]:
         request = trial_request(
             make_plan(strategy, 1),
             folder,
-            rungs=[(4, 1), (1, 4), (2, 2)],
+            rungs=[(4, 1), (1, 4), (2, 2), (1, 6)],  # of 6, what it is composed from is measured
             workload=workload,
             measurement=Measurement(warmup_steps=1, min_steps=3, max_steps=3),
         )
@@ -91,13 +91,13 @@ def test_the_gradient_of_a_trial_does_not_depend_on_the_accumulation(
 
 def test_tokens_of_a_step_are_those_of_average_sequences(results: dict[str, RankResult]) -> None:
     """Steps of one sequence read the one or the other; steps of four read both, twice."""
-    rungs = {rung.micro_batch_size: rung.accumulations for rung in results["ddp"].rungs}
-    (whole,) = rungs[4]
+    parts = [part for rung in results["ddp"].rungs for part in rung.accumulations]
+    assert [part.grad_accum_steps for part in parts] == [1, 4, 2, 1, 2]
+    whole, *_, single, double = parts
     mean = whole.valid_tokens[0] / 4
     assert whole.valid_tokens == [4 * mean] * 3 and whole.mean_step_tokens == 4 * mean
-    single = rungs[1][0]
     assert len(set(single.valid_tokens)) == 2, "sequences of one length could not tell"
-    assert single.mean_step_tokens == mean
+    assert single.mean_step_tokens == mean and double.mean_step_tokens == 2 * mean
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -124,5 +124,5 @@ def test_deepspeed_is_told_of_every_split(seen: dict[str, dict[str, Any]]) -> No
     told = seen["zero2_offload_optimizer"]["deepspeed_told"]
     assert told == {
         f"{batch}x{steps}": [[batch, steps, steps]] * 4
-        for batch, steps in ((4, 1), (1, 1), (1, 4), (2, 1), (2, 2))
+        for batch, steps in ((4, 1), (1, 4), (2, 2), (1, 1), (1, 2))
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ import pytest
 from autotune import training
 from autotune.plan import Engine, Plan
 from autotune.spec.workload import Workload
-from autotune.trial import launch
 from autotune.trial.folder import numbered_launches, read_results
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.protocol import (
@@ -25,6 +24,7 @@ from autotune.trial.protocol import (
     read_message,
     write_message,
 )
+from autotune.trial.ranks import LocalRank
 
 
 def make_request(folder: Path) -> Request:
@@ -44,21 +44,39 @@ def write_result(folder: Path, launch_id: str) -> None:
     write_message(result, folder / rank_result_file(0))
 
 
+class Brief:
+    """Starts ranks that end at once, after `leave` left something in the folder."""
+
+    def __init__(self, leave: Callable[[Path], None]) -> None:
+        self._leave = leave
+
+    def start(self, number: int, folder: Path, variables: Mapping[str, str]) -> LocalRank:
+        self._leave(folder)
+        return LocalRank(subprocess.Popen(["true"], start_new_session=True))
+
+    def kill_stragglers(self, tag: str) -> None:
+        pass
+
+    def lost(self) -> None:
+        return None
+
+    def notes(self) -> list[str]:
+        return []
+
+
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_a_result_of_another_launch_is_not_read(when: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_result_of_another_launch_is_not_read(when: str, tmp_path: Path) -> None:
     """A rank that dies without a word, where an earlier one left a complete result."""
 
-    def start(number: int, folder: Path, variables: dict[str, str]) -> launch._Rank:
+    def leave(folder: Path) -> None:
         if when == "during":
             write_result(folder, "0002")
-        process = subprocess.Popen(["true"], start_new_session=True)
-        return launch._Rank(number=number, process=process, alive_at=time.monotonic())
 
     if when == "before":
         write_result(tmp_path, "0002")
         (tmp_path / heartbeat_file(0)).touch()
-    monkeypatch.setattr(launch, "_start", start)
-    ended = run_launch(make_request(tmp_path), tmp_path, Limits(deadline_s=60, hang_s=60))
+    limits = Limits(deadline_s=60, hang_s=60)
+    ended = run_launch(make_request(tmp_path), tmp_path, limits, starter=Brief(leave))
     assert ended.outcome is Outcome.CRASHED
     assert not ended.results[0].complete
     assert not (tmp_path / heartbeat_file(0)).exists()
@@ -72,15 +90,12 @@ def test_a_result_of_the_folders_own_request_is_read(tmp_path: Path) -> None:
     assert [result.complete for result in read_results(tmp_path)] == [False]
 
 
-def test_two_launches_of_one_request_are_told_apart(tmp_path: Path, monkeypatch) -> None:
-    def start(number: int, folder: Path, variables: dict[str, str]) -> launch._Rank:
+def test_two_launches_of_one_request_are_told_apart(tmp_path: Path) -> None:
+    def leave(folder: Path) -> None:
         write_result(folder, read_message(Request, folder / REQUEST_FILE).launch_id)
-        process = subprocess.Popen(["true"], start_new_session=True)
-        return launch._Rank(number=number, process=process, alive_at=time.monotonic())
 
-    monkeypatch.setattr(launch, "_start", start)
     request, limits = make_request(tmp_path), Limits(deadline_s=60, hang_s=60)
-    first, second = (run_launch(request, tmp_path, limits) for _ in range(2))
+    first, second = (run_launch(request, tmp_path, limits, starter=Brief(leave)) for _ in range(2))
     assert first.outcome is second.outcome is Outcome.OK
     assert first.results[0].launch_id != second.results[0].launch_id
 

@@ -9,7 +9,6 @@ import pytest
 
 from autotune.plan import Engine, Plan
 from autotune.spec.workload import Workload
-from autotune.trial.launch import _conclude, _Rank
 from autotune.trial.outcome import median_interval, read_rungs
 from autotune.trial.protocol import (
     AccumulationResult,
@@ -21,6 +20,8 @@ from autotune.trial.protocol import (
     Rung,
     RungResult,
 )
+from autotune.trial.verdict import conclude as conclude_launch
+from autotune.trial.watch import Rank
 
 PLAN = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=2)
 
@@ -147,9 +148,9 @@ def test_interval_of_a_median():
 # The cause of a failed launch
 
 
-def ended_rank(number: int, code: int, *, alive_at: float, ended_at: float | None) -> _Rank:
+def ended_rank(number: int, code: int, *, alive_at: float, ended_at: float | None) -> Rank:
     process = SimpleNamespace(returncode=code)
-    return _Rank(number=number, process=process, alive_at=alive_at, ended_at=ended_at)  # type: ignore[arg-type]
+    return Rank(number=number, process=process, alive_at=alive_at, ended_at=ended_at)  # type: ignore[arg-type]
 
 
 def said(outcome: Outcome, message: str, time_s: float) -> RankError:
@@ -157,9 +158,9 @@ def said(outcome: Outcome, message: str, time_s: float) -> RankError:
 
 
 def conclude(
-    ranks: list[_Rank], results: list[RankResult], host_oom: bool = False, limited: bool = False
+    ranks: list[Rank], results: list[RankResult], host_oom: bool = False, limited: bool = False
 ):
-    return _conclude(ranks, results, None, 1.0, host_out_of_memory=host_oom, limited=limited)
+    return conclude_launch(ranks, results, None, 1.0, host_out_of_memory=host_oom, limited=limited)
 
 
 def silent(rank: int) -> RankResult:

@@ -1,0 +1,15 @@
+"""The imports of every rank, in one place: forked and cold ranks note their baseline after them."""
+
+from __future__ import annotations
+
+
+def import_everything() -> None:
+    """Import what trials and full runs of any engine need.
+
+    DeepSpeed is among it for every engine: accelerate imports it while it prepares a model,
+    whichever engine that is, and it would count as the model's memory.
+    """
+    import deepspeed  # noqa: F401
+
+    import autotune.runner.train
+    import autotune.runner.trial  # noqa: F401

@@ -1,0 +1,94 @@
+"""How a launch ended: from exit codes, results and the watch's verdict to one outcome."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from autotune.trial.protocol import Outcome, RankResult
+from autotune.trial.watch import Rank, Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a launch ended, before its results are read."""
+
+    outcome: Outcome
+    message: str
+    rank: int | None
+    """The rank that caused it."""
+    exit_codes: list[int | None]
+    elapsed_s: float
+    notes: list[str] = field(default_factory=list)
+    results: list[RankResult] = field(default_factory=list)
+    """What every rank wrote, complete or not; by rank."""
+
+
+def conclude(
+    ranks: Sequence[Rank],
+    results: list[RankResult],
+    verdict: Verdict | None,
+    elapsed: float,
+    *,
+    host_out_of_memory: bool,
+    limited: bool,
+) -> Ended:
+    """Name the outcome, and the rank that caused it.
+
+    Args:
+        ranks: all of them, after they were stopped.
+        results: what each wrote, by rank.
+        verdict: why the watch stopped them, if it did.
+        elapsed: seconds from the launch's start.
+        host_out_of_memory: the kernel killed a process for memory meanwhile.
+        limited: the ranks have an RLIMIT_DATA.
+    """
+    exit_codes = [rank.process.returncode for rank in ranks]
+    outcome, message, culprit, notes = Outcome.OK, "", None, []
+    if verdict is not None:
+        outcome, message, culprit = verdict.outcome, verdict.message, verdict.rank
+    else:
+        failures = []
+        for rank, result in zip(ranks, results, strict=True):
+            if result.error is not None:
+                error = result.error
+                failures.append((error.time_s, rank.number, error.outcome, error.message))
+            elif not result.complete and rank.ended_at is not None:
+                how, kind = _describe_exit(
+                    rank.process.returncode, host_out_of_memory=host_out_of_memory, limited=limited
+                )
+                # Its death is noticed late, and by then the others have met its silence.
+                failures.append((rank.alive_at, rank.number, kind, f"rank {rank.number} {how}"))
+            elif result.complete and rank.process.returncode != 0:
+                notes.append(
+                    f"rank {rank.number} finished, then ended with {rank.process.returncode}"
+                )
+        if failures:
+            _, culprit, outcome, message = min(failures)
+        elif not all(result.complete for result in results):
+            outcome, message = Outcome.CRASHED, "a rank left no complete result"
+    return Ended(
+        outcome=outcome,
+        message=message,
+        rank=culprit,
+        exit_codes=exit_codes,
+        elapsed_s=elapsed,
+        notes=notes,
+        results=results,
+    )
+
+
+def _describe_exit(
+    code: int | None, *, host_out_of_memory: bool, limited: bool
+) -> tuple[str, Outcome]:
+    """Say how a rank ended; `limited` ranks have an RLIMIT_DATA."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        if name == "SIGKILL" and host_out_of_memory:
+            return "was killed by the kernel: the host ran out of memory", Outcome.HOST_OOM
+        if name == "SIGABRT" and limited:
+            # C++ that finds no memory, for a thread say, calls std::terminate: nothing to catch.
+            return "aborted under its memory limit, as C++ does without memory", Outcome.OOM
+        return f"was killed by {name}", Outcome.CRASHED
+    return f"ended with code {code} and no complete result", Outcome.CRASHED
