@@ -8,15 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from autotune.errors import NothingFitsError
+from autotune.plan import Plan
 from autotune.planner import Estimate
 from autotune.search.book import Book
 from autotune.search.job import Job, rung_of
 from autotune.search.space import Family
-from autotune.trial.folder import numbered_launches
-from autotune.trial.launch import Ended, Limits, run_launch
+from autotune.trial.conversation import ConversationalLaunch
+from autotune.trial.folder import numbered_launches, read_results
+from autotune.trial.launch import Ended
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.outcome import read_rungs
 from autotune.trial.protocol import REQUEST_FILE, Outcome, Request, write_message
+from autotune.trial.ranks import Starter
 from autotune.trial.record import TrialRecord
 
 LAUNCHES = "launches"
@@ -26,12 +29,15 @@ STUDY_VARIABLE = "AUTOTUNE_STUDY"
 class LiveBench:
     """Opens launches in the study's folder.
 
+    Close it: it holds the process that ranks are forked from.
+
     Args:
         folder: The study's.
         job: What every launch has in common.
         book: The study's families and records.
         note: Is told what the user should know.
         budget_ends: `time.monotonic()` at which the search's budget ends.
+        starter: What starts the ranks; None starts each cold.
     """
 
     def __init__(
@@ -41,12 +47,14 @@ class LiveBench:
         book: Book,
         note: Callable[[str], object],
         budget_ends: float | None,
+        starter: Starter | None = None,
     ) -> None:
         self.folder = folder
         self.job = job
         self.book = book
         self.note = note
         self.budget_ends = budget_ends
+        self.starter = starter
         self.data_said = False
         self._started = time.monotonic()
 
@@ -61,83 +69,115 @@ class LiveBench:
         return {STUDY_VARIABLE: str(self.folder.resolve())}
 
     def open(self, family: Family, planned: Sequence[Estimate]) -> LiveLaunch:
-        """Make a launch's folder; its ranks start with its first rung."""
+        """Make a launch's folder and start its ranks, which wait for their first rung."""
         number = next_launch(self.folder, self.book)
         folder = self.folder / LAUNCHES / f"{number:04d}-{family.name.replace(' ', '-')}"
         folder.mkdir(parents=True, exist_ok=True)
-        return LiveLaunch(self, family, planned, number, folder)
+        return LiveLaunch(self, family, planned[0].plan, number, folder)
 
 
 class LiveLaunch:
-    """One launch; its planned rungs are measured in one go when the first is asked for."""
+    """One start of all ranks, which measures what it is asked until it is closed."""
 
     def __init__(
-        self,
-        bench: LiveBench,
-        family: Family,
-        planned: Sequence[Estimate],
-        number: int,
-        folder: Path,
+        self, bench: LiveBench, family: Family, first: Plan, number: int, folder: Path
     ) -> None:
         self.family = family
         self.number = number
-        self.folder = folder
         self._bench = bench
-        self._planned = list(planned)
-        self._records: dict[int, TrialRecord] | None = None
+        self._folder = folder
+        self._begun = time.monotonic()
+        self._first = True
+        self._request = bench.job.request(first, [], folder)
+        self._refused = ""
+        self._launch: ConversationalLaunch | None = None
+        # Before anything is built, so that what a killed search leaves can be told apart.
+        write_message(self._request, folder / REQUEST_FILE)
+        try:
+            self._build()
+        except NothingFitsError as error:  # no compiler: other families need none
+            self._refused = str(error)
+            return
+        self._launch = ConversationalLaunch(
+            self._request,
+            folder,
+            bench.job.limits(family, [], None),
+            starter=bench.starter,
+            environment=bench.environment,
+        )
 
     @property
     def alive(self) -> bool:
-        """Whether more of what was planned can be had."""
-        return self._records is None or bool(self._records)
+        """Whether it can still be asked."""
+        return self._launch is not None and self._launch.alive
 
     def measure(
         self, estimate: Estimate, *, give_up_step_s: float | None = None
     ) -> TrialRecord | None:
         """Return the record of a rung; see `autotune.search.bench.Launch`."""
-        if self._records is None:
-            self._records = {r.plan_object.micro_batch_size: r for r in self._run()}
-        record = self._records.pop(estimate.plan.micro_batch_size, None)
-        if record is None or record.outcome is not Outcome.OK:
-            self._records = {}
-        return record
+        if self._launch is None:
+            return self._told(_refusal(estimate.plan, self._refused))
+        try:
+            record = self._launch.measure(
+                rung_of(estimate.plan),
+                give_up_step_s=give_up_step_s,
+                deadline_s=self._deadline_s(estimate),
+            )
+        except BaseException:  # Ctrl-C, or the user's mistake: no rank goes on for it
+            self._launch.close(at_once=True)
+            raise
+        self._first = False
+        if record.outcome is Outcome.TIMEOUT and self._cut_by_budget():
+            return None
+        self._say_data()
+        return self._told(record)
 
     def close(self) -> None:
-        """Nothing runs between rungs."""
-        self._records = {}
+        """End the ranks, and pass on what they noted."""
+        if self._launch is None:
+            return
+        for text in self._launch.close().notes:
+            self._bench.note(text)
 
-    def _run(self) -> list[TrialRecord]:
-        bench = self._bench
-        rungs = [rung_of(estimate.plan) for estimate in self._planned]
-        request = bench.job.request(self._planned[0].plan, rungs, self.folder)
-        write_message(request, self.folder / REQUEST_FILE)
-        limits = self._limits()
+    def _build(self) -> None:
         notes: list[str] = []
-        try:
-            built_s = build_native_ops(
-                request, self.folder, note=notes, environment=bench.environment
-            )
-            if built_s > 5:
-                notes.append(f"built native operators in {built_s:.0f} s")
-            limits = self._limits()  # what the build left of the budget
-            ended = run_launch(request, self.folder, limits, environment=bench.environment)
-        except NothingFitsError as error:  # no compiler: other families need none
-            ended = _not_started(str(error))
-        if ended.outcome is Outcome.TIMEOUT and self._cut_by_budget():
-            ended = replace(ended, outcome=Outcome.INTERRUPTED, message="the time budget was spent")
-        if not bench.data_said and ended.results and ended.results[0].data is not None:
-            bench.data_said = True
-            notes.append(f"data: {ended.results[0].data.words()}")
-        for text in (*notes, *ended.notes):
-            bench.note(text)
-        return records_of(bench.folder, bench.book, self.family, request, ended, self.number)
+        built_s = build_native_ops(
+            self._request, self._folder, note=notes, environment=self._bench.environment
+        )
+        if built_s > 5:
+            notes.append(f"built native operators in {built_s:.0f} s")
+        for text in notes:
+            self._bench.note(text)
 
-    def _limits(self) -> Limits:
-        return self._bench.job.limits(self.family, self._planned, self._bench.budget_ends)
+    def _deadline_s(self, estimate: Estimate) -> float:
+        """Return the seconds this rung may take, the start of the launch included for its first."""
+        job, ends = self._bench.job, self._bench.budget_ends
+        if job.trial_timeout_s is not None:
+            allowed = job.trial_timeout_s - (time.monotonic() - self._begun)
+        else:
+            allowed = job.rung_limit_s(estimate) + (job.start_s if self._first else 0.0)
+        if ends is not None:
+            allowed = min(allowed, ends - time.monotonic())
+        return max(1.0, allowed)
 
     def _cut_by_budget(self) -> bool:
         ends = self._bench.budget_ends
         return ends is not None and time.monotonic() >= ends - 1.0
+
+    def _say_data(self) -> None:
+        if self._bench.data_said:
+            return
+        counts = read_results(self._folder)[0].data
+        if counts is not None:
+            self._bench.data_said = True
+            self._bench.note(f"data: {counts.words()}")
+
+    def _told(self, record: TrialRecord) -> TrialRecord:
+        judged = self._bench.book.judged(self.family)
+        took_s = time.monotonic() - self._begun
+        return with_prediction(
+            record, judged, self.number, self._folder, self._bench.folder, took_s
+        )
 
 
 def records_of(
@@ -150,7 +190,7 @@ def records_of(
     judged = book.judged(family)
     folder = Path(request.out_dir)
     return [
-        _with_prediction(record, judged, number, folder, study, ended)
+        with_prediction(record, judged, number, folder, study, ended.elapsed_s)
         for record in read_rungs(request, ended.results, ended.outcome, ended.message)
         if record.outcome is not Outcome.INTERRUPTED
     ]
@@ -163,13 +203,26 @@ def next_launch(study: Path, book: Book) -> int:
     return max(used, default=0) + 1
 
 
-def _not_started(why: str) -> Ended:
-    return Ended(outcome=Outcome.CRASHED, message=why, rank=None, exit_codes=[], elapsed_s=0.0)
+def _refusal(plan: Plan, why: str) -> TrialRecord:
+    """Return the record of a plan whose launch could not be started."""
+    return TrialRecord(
+        launch=0, plan_id=plan.id, plan=plan.to_dict(), outcome=Outcome.CRASHED, message=why
+    )
 
 
-def _with_prediction(
-    record: TrialRecord, family: Family, number: int, folder: Path, study: Path, ended: Ended
+def with_prediction(
+    record: TrialRecord, family: Family, number: int, folder: Path, study: Path, took_s: float
 ) -> TrialRecord:
+    """Return a record with its launch, and with what was predicted of it before.
+
+    Args:
+        record: What was measured.
+        family: Its family, as it was judged then.
+        number: Of the launch.
+        folder: Of the launch.
+        study: Folder of the study.
+        took_s: Seconds of the launch up to now.
+    """
     estimate = family.rung(record.plan_object.micro_batch_size)
     low, high = estimate.peak.interval_bytes
     started = (folder / REQUEST_FILE).stat().st_mtime
@@ -183,7 +236,7 @@ def _with_prediction(
         predicted_step_s=estimate.time.step_s,
         predicted_tokens_per_s=estimate.time.tokens_per_s,
         predicted_verdict=str(estimate.verdict),
-        launch_s=ended.elapsed_s or None,
+        launch_s=took_s or None,
         started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         log_dir=str(folder.relative_to(study)),
     )

@@ -38,7 +38,7 @@ SPACE_FILE = "space.json"
 _LOCK_FILE = ".lock"
 _FILES = (
     CONTRACT_FILE, SPACE_FILE, SUMMARY_FILE, RECORDS_FILE, "study.journal", "launches",
-    "trials.csv", "report.html", "confirmations.jsonl",
+    "trials.csv", "report.html", "confirmations.jsonl", "fork-server.log",
 )  # fmt: skip
 """What a search may leave before its first record."""
 _VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "optuna")

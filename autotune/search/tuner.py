@@ -23,6 +23,7 @@ from autotune.search.recovery import keep_finished, kill_left_ranks
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Family
 from autotune.trial.folder import numbered_launches
+from autotune.trial.forkserver import ForkServer
 from autotune.trial.record import TrialRecord
 from autotune.trial.store import RecordStore
 
@@ -121,13 +122,19 @@ class Tuner:
                 known=self.records,
                 launches_left=self._launches_left(max_launches),
             )
-            bench = LiveBench(
-                self._folder, self._job, self._book, self._progress.note, limits.budget_ends
-            )
             teller = _Teller(
                 self._progress, lambda: after_launch(self._stopped("still running", started))
             )
-            because = Loop(bench, self._asker, self._book, limits, teller).run()
+            with ForkServer(self._folder) as server:
+                bench = LiveBench(
+                    self._folder,
+                    self._job,
+                    self._book,
+                    self._progress.note,
+                    limits.budget_ends,
+                    server,
+                )
+                because = Loop(bench, self._asker, self._book, limits, teller).run()
             if confirm:
                 confirmer = Confirmer(self._folder, self._job, self._book, self._progress)
                 confirmer.run(confirm, limits.budget_ends)

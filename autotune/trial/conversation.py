@@ -127,17 +127,23 @@ class ConversationalLaunch:
             self._notes.append(f"{lost}; the launch is repeated")
             self._begin()
 
-    def close(self) -> Ended:
+    def close(self, *, at_once: bool = False) -> Ended:
         """End the ranks, if they have not ended; return how the launch ended, its notes included.
 
         A second call returns the same.
+
+        Args:
+            at_once: stop them in the middle of a rung instead of letting them end by themselves.
         """
         if self._ended is None:
             try:
-                self._asked += 1
-                self._write(None, None)
-                limit = time.monotonic() + _CLOSE_S
-                self._running.watch(hang_s=_CLOSE_S, deadline=(limit, "its end"), poll_s=_POLL_S)
+                if not at_once:
+                    self._asked += 1
+                    self._write(None, None)
+                    limit = time.monotonic() + _CLOSE_S
+                    self._running.watch(
+                        hang_s=_CLOSE_S, deadline=(limit, "its end"), poll_s=_POLL_S
+                    )
             finally:
                 self._ended = self._end()
         return replace(self._ended, notes=[*self._notes, *self._ended.notes])

@@ -16,15 +16,22 @@ from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Workload
+from autotune.trial.folder import read_results
+from autotune.trial.launch import Ended
+from autotune.trial.outcome import read_rung
 from autotune.trial.protocol import (
+    REQUEST_FILE,
     AccumulationResult,
     Measurement,
     ModelSource,
     Outcome,
     RankResult,
     Request,
+    Rung,
+    RungOrder,
     RungResult,
     rank_result_file,
+    rung_file,
     write_message,
 )
 from autotune.trial.record import TrialRecord
@@ -91,11 +98,14 @@ def test_launch_numbers_are_the_folders_own_and_are_never_given_twice(tmp_path: 
     launches = tmp_path / live.LAUNCHES
     monkeypatch.setattr(live, "build_native_ops", lambda *args, **kwargs: 0.0)
 
-    def one_rung(request: Request, folder: Path, *args, **kwargs):
-        finish_first_rung(request, folder)
-        raise KeyboardInterrupt
+    class Interrupted(FakeLaunch):
+        """Ctrl-C comes when every rank has answered, before the search has seen it."""
 
-    monkeypatch.setattr(live, "run_launch", one_rung)
+        def measure(self, rung: Rung, **kwargs):
+            super().measure(rung)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "ConversationalLaunch", Interrupted)
     stopped = make_tuner(tmp_path).run(max_launches=None, budget_s=None, after_launch=print)
     assert stopped.interrupted
     (first,) = launches.iterdir()
@@ -137,20 +147,16 @@ class Ruled:
 def test_what_trials_rule_out_is_not_launched_and_named(tmp_path: Path, monkeypatch):
     pytest.importorskip("optuna")
     from autotune.search import live
-    from autotune.trial.folder import read_results
 
     launched = []
 
-    def first_rung_runs(request: Request, folder: Path, *args, **kwargs):
-        launched.append(request.plan["strategy"])
-        finish_first_rung(request, folder)
-        return live.Ended(
-            outcome=Outcome.OK, message="", rank=None, exit_codes=[0, 0], elapsed_s=1.0,
-            results=read_results(folder),
-        )  # fmt: skip
+    class Noted(FakeLaunch):
+        def __init__(self, request: Request, *args, **kwargs) -> None:
+            launched.append(request.plan["strategy"])
+            super().__init__(request, *args, **kwargs)
 
     monkeypatch.setattr(live, "build_native_ops", lambda *args, **kwargs: 0.0)
-    monkeypatch.setattr(live, "run_launch", first_rung_runs)
+    monkeypatch.setattr(live, "ConversationalLaunch", Noted)
     ruled = Ruled()
     search = make_tuner(tmp_path, ruled)
     search.run(max_launches=None, budget_s=None, after_launch=lambda now: None)
@@ -169,23 +175,42 @@ def test_what_trials_rule_out_is_not_launched_and_named(tmp_path: Path, monkeypa
     assert 0 < record.predicted_fit_probability <= 1
 
 
-def finish_first_rung(request: Request, folder: Path) -> None:
-    """Leave what two ranks leave that have finished one rung."""
-    rung = request.rungs[0]
-    part = AccumulationResult(
-        grad_accum_steps=rung.grad_accum_steps,
-        step_s=[1.0] * 3,
-        micro_step_s=[0.2] * 3 * (rung.grad_accum_steps - 1),
-        sync_micro_step_s=[0.2] * 3,
-        optimizer_step_s=[0.1] * 3,
-        valid_tokens=[100] * 3,
-        mean_step_tokens=100,
-        peak_allocated_bytes=1,
-        peak_reserved_bytes=1,
-    )
-    done = RungResult(
-        micro_batch_size=rung.micro_batch_size, outcome=Outcome.OK, accumulations=[part]
-    )
-    for rank in (0, 1):
-        result = RankResult(launch_id=request.launch_id, rank=rank, world_size=2, rungs=[done])
-        write_message(result, folder / rank_result_file(rank))
+class FakeLaunch:
+    """What a `ConversationalLaunch` of two ranks leaves in its folder, without the ranks."""
+
+    def __init__(self, request: Request, folder: Path, limits, *, starter, environment) -> None:
+        self._request = request.model_copy(update={"converses": True, "rungs": []})
+        self._folder = folder
+        self._done: list[RungResult] = []
+        self.alive = True
+        write_message(self._request, folder / REQUEST_FILE)
+
+    def measure(self, rung: Rung, **kwargs) -> TrialRecord:
+        part = AccumulationResult(
+            grad_accum_steps=rung.grad_accum_steps,
+            step_s=[1.0] * 3,
+            micro_step_s=[0.2] * 3 * (rung.grad_accum_steps - 1),
+            sync_micro_step_s=[0.2] * 3,
+            optimizer_step_s=[0.1] * 3,
+            valid_tokens=[100] * 3,
+            mean_step_tokens=100,
+            peak_allocated_bytes=1,
+            peak_reserved_bytes=1,
+        )
+        size = rung.micro_batch_size
+        self._done.append(
+            RungResult(micro_batch_size=size, outcome=Outcome.OK, accumulations=[part])
+        )
+        order = RungOrder(launch_id=self._request.launch_id, rung=rung)
+        write_message(order, self._folder / rung_file(len(self._done)))
+        for rank in (0, 1):
+            result = RankResult(
+                launch_id=self._request.launch_id, rank=rank, world_size=2, rungs=self._done
+            )
+            write_message(result, self._folder / rank_result_file(rank))
+        results = read_results(self._folder)
+        return read_rung(self._request.plan_object(), rung, results, Outcome.OK, "")
+
+    def close(self, *, at_once: bool = False) -> Ended:
+        self.alive = False
+        return Ended(outcome=Outcome.OK, message="", rank=None, exit_codes=[0, 0], elapsed_s=1.0)
