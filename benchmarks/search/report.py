@@ -29,6 +29,7 @@ from replay import SAMPLERS, Replayed, exhaustive_s, one_launch_each_s, replay
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+PAGE = HERE.parents[1] / "docs" / "search.md"
 IMAGES = HERE.parents[1] / "docs" / "images"
 OURS = "cost-model"
 SHARE = 0.1

@@ -52,6 +52,7 @@ def test_the_same_contract_resumes(tmp_path: Path):
         ({"hardware": load_hardware("cpu", 4)}, "hardware."),
         ({"datasets": [DatasetSource(path="x")]}, "datasets is [] there"),
         ({"recompute": ["none", "full"]}, "recompute is"),
+        ({"sampler": "random"}, 'sampler is "tpe" there, "random" here'),
         ({"micro_batches": [1]}, "micro_batches is null there, [1] here"),
     ],
 )
