@@ -39,6 +39,7 @@ OF_TPE = 0.5
 FORK_OF_COLD = 0.25
 _BETTER = "area over the best other"
 """A figure that must lie below its bar, not at it."""
+_PASSED = {True: "pass", False: "short", None: ""}
 _GRID = 60
 """Points of time of the regret curves, evenly in log time from 1% of the exhaustive cost on."""
 
@@ -71,6 +72,8 @@ def main() -> int:
         search_plots.regret(
             name, exhaustive_s(landscape), by_sampler(own), args.images / f"regret-{name}.png"
         )
+    if args.folder == FOLDER:
+        write_page(figures, landscapes)
     print_figures(figures, args.seeds, time.monotonic() - started)
     return 0
 
@@ -218,6 +221,25 @@ def write_results(
     _write(folder / "figures.csv", figures)
 
 
+def write_page(figures: Sequence[Figure], landscapes: Mapping[str, Landscape]) -> None:
+    """Put the figures and the plots into docs/search.md."""
+    head = "| landscape | figure | value | target | |\n| --- | --- | --- | --- | --- |\n"
+    lines = [
+        f"| {f['landscape']} | {f['figure']}{' (' + f['detail'] + ')' if f['detail'] else ''} | "
+        f"{f['value']:.3f} | {'' if f['at_most'] is None else format(f['at_most'], 'g')} | "
+        f"{_PASSED[f['passed']]} |"
+        for f in figures
+    ]
+    plots = "\n".join(f"![regret on {name}](images/regret-{name}.png)\n" for name in landscapes)
+    text = PAGE.read_text()
+    for name, block in (("figures", head + "\n".join(lines)), ("plots", plots)):
+        start = f"<!-- {name}: written by make bench-search -->"
+        end = f"<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n{block}\n{end}{rest.partition(end)[2]}"
+    PAGE.write_text(text)
+
+
 def times(total_s: float) -> list[float]:
     return [total_s * 10 ** (-2 + 2 * n / (_GRID - 1)) for n in range(_GRID)]
 
@@ -236,7 +258,7 @@ def print_figures(figures: Sequence[Figure], seeds: int, elapsed_s: float) -> No
         if figure["landscape"] != landscape:
             landscape = figure["landscape"]
             print(landscape)
-        said = {True: "pass", False: "short", None: ""}[figure["passed"]]
+        said = _PASSED[figure["passed"]]
         bar = "" if figure["at_most"] is None else f"at most {figure['at_most']:g}"
         detail = f" ({figure['detail']})" if figure["detail"] else ""
         print(f"  {figure['figure'] + detail:58} {figure['value']:8.3f}  {bar:14} {said}")
