@@ -50,8 +50,6 @@ class SweepSpec(BaseModel):
     """`Plan.to_dict` of each engine to try."""
     item_s: float = Field(default=0.12, gt=0)
     """About how long one point is measured."""
-    ports: tuple[int, ...]
-    """Free ports, one a process group."""
     folder: str
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from autotune.spec.strategy import Replicate, load_strategies
 from autotune.spec.workload import Precision, Workload
 from autotune.timing.calibration import Calibration, EngineTimes, engine_kind
 from autotune.trial.launch import rank_environment
+from autotune.trial.native_ops import build_native_ops
 from autotune.trial.processes import kill_tagged
 from autotune.trial.protocol import ModelSource, Request, write_message
 
@@ -38,6 +38,7 @@ _TAG = "AUTOTUNE_TRIAL_ID"
 _SEQ_LENS = {"cpu": (128, 512), "cuda": (1024, 4096)}
 _BATCHES = (1, 4)
 _ITEM_S = 0.02
+_ANY_PLAN = Plan(strategy="ddp", engine=Engine.DDP)
 _MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Of a micro-batch that is swept: what a pass costs beyond it is its tokens' share."""
 
@@ -172,7 +173,6 @@ def _spec(
         shapes=tuple({(i, o) for i, o in model.linears.values()}) if model else (),
         strategies=tuple(plan.to_dict() for plan in plans),
         item_s=item_s or _ITEM_S,
-        ports=tuple(free_ports(2 + len(plans))),
         folder=str(folder),
     )
 
@@ -204,15 +204,6 @@ def engine_plans(hardware: HardwareSpec) -> list[Plan]:
     return list(found.values())
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports nothing listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def _run(spec: SweepSpec, folder: Path, places: Places | None) -> list[str]:
     """Start the ranks and wait for them; all are stopped when this returns.
 
@@ -220,8 +211,13 @@ def _run(spec: SweepSpec, folder: Path, places: Places | None) -> list[str]:
         What cut the sweep short, if anything did: the parts before that count.
     """
     write_message(spec, folder / SPEC_FILE)
+    for plan in map(Plan.from_dict, spec.strategies):
+        if plan.engine is Engine.DEEPSPEED:
+            # Once a machine, and before the deadline runs: the compiler takes a minute.
+            build_native_ops(_request(spec, plan), folder / "build")
+            break
     tag = f"sweep-{os.getpid()}-{time.time_ns()}"
-    variables = rank_environment(_request(spec), folder, tag, spec.num_ranks)
+    variables = rank_environment(_request(spec, _ANY_PLAN), folder, tag, spec.num_ranks)
     if places is not None:
         variables["MASTER_ADDR"] = places.master_address
     ranks: list[subprocess.Popen[bytes]] = []
@@ -267,13 +263,13 @@ def _run(spec: SweepSpec, folder: Path, places: Places | None) -> list[str]:
     return cut
 
 
-def _request(spec: SweepSpec) -> Request:
-    """Return what `rank_environment` wants to see: only its device counts."""
+def _request(spec: SweepSpec, plan: Plan) -> Request:
+    """Return what those want to see who ask for a launch's device and plan."""
     return Request(
         launch_id="sweep",
         mode="trial",
         model=ModelSource(name="", config={}),
-        plan=Plan(strategy="ddp", engine=Engine.DDP).to_dict(),
+        plan=plan.to_dict(),
         workload=Workload(),
         device=spec.device,
         out_dir=spec.folder,

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the estimate; 2 when the configuration breaks a rule."""
+    from autotune.calibrate.store import calibration_for
     from autotune.config import load_config
     from autotune.memory.advice import advise, legal_changes, profiles_needed
     from autotune.memory.knowledge import residuals_for
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     model, workload, plan = config.model, config.workload_on(args.gpus), config.plan(args.gpus)
     changes = legal_changes(model, workload, plan, hardware)
     activation_profiles(model, profiles_needed(model, workload, plan, changes, hardware))
-    estimate = estimate_plan(model, workload, plan, hardware, residuals)
+    calibration = None if args.no_knowledge else calibration_for(hardware)
+    estimate = estimate_plan(model, workload, plan, hardware, residuals, calibration)
 
     def memory_of(workload: Workload, plan: Plan) -> MemoryEstimate:
         return predict_memory(model, workload, plan, hardware, residuals)

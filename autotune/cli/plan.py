@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the ranking."""
+    from autotune.calibrate.store import calibration_for
     from autotune.memory.knowledge import residuals_for
     from autotune.planner import rank_plans
     from autotune.spec.hardware import detect_hardware, load_hardware
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         hardware,
         load_strategies(args.strategies),
         residuals=residuals_for(hardware),
+        calibration=None if args.no_knowledge else calibration_for(hardware),
     )
     if args.json:
         document = _document(model, workload, hardware, ranking, args.top)

@@ -8,7 +8,9 @@ engines leave global state behind, and importing takes longer than measuring.
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -36,14 +38,32 @@ def main() -> None:
         import deepspeed  # noqa: F401
 
         import autotune.runner.trial  # noqa: F401
-    for number, (name, part) in enumerate(_parts(spec)):
-        os.environ["MASTER_PORT"] = str(spec.ports[number])
+    for name, part in _parts(spec):
+        os.environ["MASTER_PORT"] = str(_meeting_port(Path(spec.folder) / f"port-{name}"))
         if forks:
             _in_fork(spec, name, part)
         else:
             _answer(spec, name, part)
     sys.stdout.flush()
     os._exit(0)
+
+
+def _meeting_port(file: Path) -> int:
+    """Return the port of a part's process group: the first rank picks it when the part begins.
+
+    Picked at the start of the sweep, another program could have taken it meanwhile.
+    """
+    if os.environ["RANK"] == "0":
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = int(free.getsockname()[1])
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(str(port))
+        temporary.rename(file)
+        return port
+    while not file.exists():  # the supervisor ends a rank that waits in vain
+        time.sleep(0.01)
+    return int(file.read_text())
 
 
 def _parts(spec: SweepSpec) -> list[tuple[str, Part]]:

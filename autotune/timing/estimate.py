@@ -17,6 +17,24 @@ COMPONENTS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ColdStart:
+    """What a run pays once, such as the compilation of its layers."""
+
+    seconds: float
+    run_steps: int
+    """Optimizer steps of the planned run."""
+
+    @property
+    def per_step_s(self) -> float:
+        """Seconds a step, spread over the run."""
+        return self.seconds / self.run_steps
+
+
+NO_COLD_START = ColdStart(seconds=0.0, run_steps=1)
+"""Of a run that compiles nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TimeEstimate:
     """Predicted seconds of one optimizer step, by what the slowest rank waits for."""
 

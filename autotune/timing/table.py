@@ -20,7 +20,13 @@ from autotune.spec.workload import Workload
 from autotune.timing.calibration import Calibration
 from autotune.timing.compute import compute_of, layouts
 from autotune.timing.engine import engine_extra
-from autotune.timing.estimate import COMPONENTS, TimeEstimate, TimeTable
+from autotune.timing.estimate import (
+    COMPONENTS,
+    NO_COLD_START,
+    ColdStart,
+    TimeEstimate,
+    TimeTable,
+)
 from autotune.timing.flops import model_flops_per_token
 from autotune.timing.links import Links
 from autotune.timing.optimizer import optimizer_of
@@ -32,6 +38,9 @@ Array = NDArray[np.float64]
 # transformers (norms, rotary embedding, projections, attention, SwiGLU, residuals).
 _LAUNCH_S = 7e-6
 _KERNELS_PER_LAYER = 45
+# By how much computation slows under communication: 10% to 30% measured (Miao et al., Galvatron,
+# arXiv:2211.13878); the lower end, for links that copy without the SMs' help.
+_OVERLAP_SLOWDOWN = 0.1
 
 
 def estimate_time(
@@ -40,9 +49,14 @@ def estimate_time(
     plan: Plan,
     hardware: HardwareSpec,
     calibration: Calibration | None = None,
+    *,
+    cold_start: ColdStart = NO_COLD_START,
 ) -> TimeEstimate:
     """Predict one optimizer step. The plan must be legal (`rules.check_plan`)."""
-    return estimate_time_table(model, workload, [plan], hardware, calibration).estimate(0)
+    table = estimate_time_table(
+        model, workload, [plan], hardware, calibration, cold_start=cold_start
+    )
+    return table.estimate(0)
 
 
 def estimate_time_table(
@@ -51,6 +65,8 @@ def estimate_time_table(
     plans: Sequence[Plan] | PlanColumns,
     hardware: HardwareSpec,
     calibration: Calibration | None = None,
+    *,
+    cold_start: ColdStart = NO_COLD_START,
 ) -> TimeTable:
     """Predict one optimizer step of each of many legal plans.
 
@@ -60,6 +76,7 @@ def estimate_time_table(
         plans: Any number of them.
         hardware: On which devices.
         calibration: What was measured of them; None predicts by formula alone.
+        cold_start: What a run pays once, spread over its steps.
     """
     columns = plans if isinstance(plans, PlanColumns) else PlanColumns.of(plans)
     found = {name: np.zeros(len(columns)) for name in (*COMPONENTS, "hidden_communication_s")}
@@ -67,6 +84,7 @@ def estimate_time_table(
         parts = _step(model, workload, plan, columns.numbers[index], hardware, calibration)
         for name, seconds in parts.items():
             found[name][index] = seconds
+    found["overhead_s"] += cold_start.per_step_s
     tokens = workload.tokens_per_step
     return TimeTable(
         **found,
@@ -135,5 +153,9 @@ def _step(
 
 
 def _exposed(communication: Array, compute: Array, num_units: int) -> Array:
-    """What computation does not hide: the first unit has nothing to hide under."""
-    return np.maximum(communication / num_units, communication - compute)
+    """What computation does not hide, and by how much the hidden part slows it.
+
+    The first unit has nothing to hide under.
+    """
+    left = np.maximum(communication / num_units, communication - compute)
+    return left + _OVERLAP_SLOWDOWN * np.minimum(communication, compute)

@@ -13,7 +13,7 @@ from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model, model_from_config
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Lora, Workload
-from autotune.timing import collective_s, estimate_time, estimate_time_table
+from autotune.timing import ColdStart, collective_s, estimate_time, estimate_time_table
 
 MODEL = load_model("qwen3-8b")
 WORKLOAD = Workload(seq_len=4096, global_batch_size=64, packing=False)
@@ -234,6 +234,23 @@ def test_a_table_says_what_single_plans_do(name, hardware, adapter):
         assert row.hidden_communication_s == pytest.approx(single.hidden_communication_s)
         assert table.step_s[position] == pytest.approx(single.step_s)
         assert (row.num_ranks, row.mfu) == (single.num_ranks, pytest.approx(single.mfu))
+
+
+def test_a_cold_start_is_spread_over_the_run():
+    plan = make_plan(STRATEGIES["ddp"], H100, grad_accum_steps=8)
+    plain = estimate_time(MODEL, WORKLOAD, plan, H100)
+    spread = ColdStart(seconds=120.0, run_steps=1000)
+    compiled = estimate_time(MODEL, WORKLOAD, plan, H100, cold_start=spread)
+    assert plain.overhead_s == 0
+    assert compiled.step_s - plain.step_s == pytest.approx(0.12)
+
+
+def test_hidden_communication_slows_what_hides_it():
+    slow = replace(H100, intra_node=replace(H100.intra_node, bytes_per_s=100e9))
+    fast, other = estimate("fsdp2"), estimate("fsdp2", hardware=slow)
+    assert fast.compute_s == other.compute_s
+    assert other.hidden_communication_s > fast.hidden_communication_s > 0
+    assert other.step_s > fast.step_s
 
 
 def test_arrays_are_ordered_as_objects_are():
