@@ -28,6 +28,7 @@ from autotune.search.names import DEFAULT_SAMPLER, FINALISTS, SAMPLERS, TOLERANC
 from autotune.units import parse_duration_s
 
 if TYPE_CHECKING:
+    from autotune.search.parallel import Slot
     from autotune.search.study import Contract
     from autotune.search.tuner import Stopped
 
@@ -103,6 +104,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="finalists measured again in fresh processes; 0 for none (default: %(default)s)",
     )
+    effort.add_argument(
+        "--parallel",
+        type=positive_int,
+        metavar="N",
+        help="launches at once, on disjoint devices (default: as many as there are GPUs for; 1 on "
+        "cpu)",
+    )
     effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of a table"
@@ -166,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
         {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
     ]
     _need_train_extra()
+    slots = _slots(args)
     from autotune.search.tuner import Tuner
 
     folder = args.out or Path("reports") / f"{contract.model.name}-{args.gpus}gpu"
@@ -190,6 +199,7 @@ def run(args: argparse.Namespace) -> int:
             learner,
             sampler=args.sampler,
             tolerance=args.tolerance,
+            slots=slots,
         )
         outputs = Outputs(folder, contract, rejected, seed=args.seed)
         stopped = tuner.run(
@@ -250,6 +260,16 @@ def _job(args: argparse.Namespace, contract: Contract) -> Any:
         seed=args.seed,
         trial_timeout_s=parse_duration_s(args.trial_timeout) if args.trial_timeout else None,
     )
+
+
+def _slots(args: argparse.Namespace) -> list[Slot]:
+    from autotune.search.parallel import core_slots, gpu_slots
+    from autotune.spec.nvml import nvml_devices
+
+    if args.device == "cpu":
+        return core_slots(args.gpus, args.parallel)
+    names, _ = nvml_devices()
+    return gpu_slots(args.gpus, len(names), args.parallel)
 
 
 def _check_cores(ranks: int) -> None:

@@ -67,7 +67,8 @@ class Asker:
             sampler=named.sampler,
             load_if_exists=True,
         )
-        self._pending: optuna.Trial | None = None
+        self._pending: dict[str, optuna.Trial] = {}
+        """Asked and not told, by family; a family is measured by one launch at a time."""
         self._best_step_s: float | None = None
 
     @property
@@ -120,7 +121,6 @@ class Asker:
         reachable = offer.reachable()
         if not self._named.rung_by_rung and offer.running is not None and reachable:
             return self._asked(self._families[offer.running], reachable)
-        self.abandon()
         for _ in range(_ASKS):
             trial = self._study.ask()
             family = self._families[trial.suggest_categorical(FAMILY, list(self._families))]
@@ -132,7 +132,8 @@ class Asker:
                 rungs = [rung for rung in rungs if rung.plan.micro_batch_size >= size]
                 rungs = rungs if rungs and rungs[0].plan.micro_batch_size == size else []
             if rungs:
-                self._pending = trial
+                self.abandon(family)
+                self._pending[family.name] = trial
                 return self._asked(family, rungs)
             self._study.tell(trial, state=TrialState.FAIL)
         name = self._draw.choice(list(offer.rungs))
@@ -141,19 +142,19 @@ class Asker:
     def tell(self, family: Family, record: TrialRecord, charge: Charge) -> None:
         """Tell a rung; the asked one closes the asked trial."""
         self._note_step(record)
-        asked = self._pending
-        if asked is not None and asked.params.get(FAMILY) == family.name:
-            if size_in(asked.params, family) == record.plan_object.micro_batch_size:
-                self._pending = None
-                self._tell_asked(asked, record, charge)
-                return
-        self._add(family, record, charge)
+        asked = self._pending.get(family.name)
+        size = record.plan_object.micro_batch_size
+        if asked is not None and size_in(asked.params, family) == size:
+            del self._pending[family.name]
+            self._tell_asked(asked, record, charge)
+        else:
+            self._add(family, record, charge)
 
-    def abandon(self) -> None:
-        """Close the asked trial: the ladder ended below the asked rung."""
-        if self._pending is not None:
-            self._study.tell(self._pending, state=TrialState.FAIL)
-            self._pending = None
+    def abandon(self, family: Family) -> None:
+        """Close a family's asked trial: the ladder ended below the asked rung."""
+        asked = self._pending.pop(family.name, None)
+        if asked is not None:
+            self._study.tell(asked, state=TrialState.FAIL)
 
     def _asked(self, family: Family, rungs: Sequence[Estimate]) -> Asked:
         planned = rungs[:1] if self._named.rung_by_rung else rungs

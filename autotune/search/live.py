@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from autotune.trial.record import TrialRecord
 
 LAUNCHES = "launches"
 STUDY_VARIABLE = "AUTOTUNE_STUDY"
+_NUMBERING = threading.Lock()
 
 
 class LiveBench:
@@ -38,6 +40,7 @@ class LiveBench:
         note: Is told what the user should know.
         budget_ends: `time.monotonic()` at which the search's budget ends.
         starter: What starts the ranks; None starts each cold.
+        variables: More of the ranks' environment.
     """
 
     def __init__(
@@ -48,7 +51,10 @@ class LiveBench:
         note: Callable[[str], object],
         budget_ends: float | None,
         starter: Starter | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
+        self._variables = dict(variables or {})
+        self._open: LiveLaunch | None = None
         self.folder = folder
         self.job = job
         self.book = book
@@ -66,14 +72,21 @@ class LiveBench:
     @property
     def environment(self) -> dict[str, str]:
         """Variables of every rank: by them a later search finds what a killed one left."""
-        return {STUDY_VARIABLE: str(self.folder.resolve())}
+        return {**self._variables, STUDY_VARIABLE: str(self.folder.resolve())}
 
     def open(self, family: Family, planned: Sequence[Estimate]) -> LiveLaunch:
         """Make a launch's folder and start its ranks, which wait for their first rung."""
-        number = next_launch(self.folder, self.book)
-        folder = self.folder / LAUNCHES / f"{number:04d}-{family.name.replace(' ', '-')}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return LiveLaunch(self, family, planned[0].plan, number, folder)
+        with _NUMBERING:
+            number = next_launch(self.folder, self.book)
+            folder = self.folder / LAUNCHES / f"{number:04d}-{family.name.replace(' ', '-')}"
+            folder.mkdir(parents=True, exist_ok=True)
+        self._open = LiveLaunch(self, family, planned[0].plan, number, folder)
+        return self._open
+
+    def stop(self) -> None:
+        """End the launch under way at once, from another thread than its own."""
+        if self._open is not None:
+            self._open.stop()
 
 
 class LiveLaunch:
@@ -138,6 +151,11 @@ class LiveLaunch:
             return
         for text in self._launch.close().notes:
             self._bench.note(text)
+
+    def stop(self) -> None:
+        """End the ranks at once; a rung under way says nothing then."""
+        if self._launch is not None:
+            self._launch.close(at_once=True)
 
     def _build(self) -> None:
         notes: list[str] = []

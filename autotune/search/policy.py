@@ -67,6 +67,6 @@ class Policy(Protocol):
         """Take in a measured rung."""
         ...
 
-    def abandon(self) -> None:
-        """The launch ended: what it was asked for and did not reach will not come."""
+    def abandon(self, family: Family) -> None:
+        """A launch of the family ended: what it was asked for and did not reach will not come."""
         ...

@@ -18,6 +18,7 @@ from autotune.search.learning import Learner
 from autotune.search.live import LAUNCHES, LiveBench, LiveLaunch
 from autotune.search.loop import Loop
 from autotune.search.names import DEFAULT_SAMPLER, TOLERANCE
+from autotune.search.parallel import Desk, Pinned, Slot, run_side_by_side
 from autotune.search.policy import Asked
 from autotune.search.recovery import keep_finished, kill_left_ranks
 from autotune.search.samplers import make_sampler
@@ -72,7 +73,10 @@ class Tuner:
         *,
         sampler: str = DEFAULT_SAMPLER,
         tolerance: float = TOLERANCE,
+        slots: Sequence[Slot] = (Slot(),),
     ) -> None:
+        """Take what it works with; `slots` are where launches run side by side."""
+        self._slots = slots
         self._folder = folder
         self._job = job
         self._progress = progress
@@ -126,15 +130,7 @@ class Tuner:
                 self._progress, lambda: after_launch(self._stopped("still running", started))
             )
             with ForkServer(self._folder) as server:
-                bench = LiveBench(
-                    self._folder,
-                    self._job,
-                    self._book,
-                    self._progress.note,
-                    limits.budget_ends,
-                    server,
-                )
-                because = Loop(bench, self._asker, self._book, limits, teller).run()
+                because = self._loop(server, limits, teller)
             if confirm:
                 confirmer = Confirmer(self._folder, self._job, self._book, self._progress)
                 confirmer.run(confirm, limits.budget_ends)
@@ -145,6 +141,33 @@ class Tuner:
             return replace(self._stopped("interrupted", started), interrupted=True)
         finally:
             self._progress.stop()
+
+    def _loop(self, server: ForkServer, limits: _Limits, teller: _Teller) -> str:
+        """Run a loop in each slot until all have stopped; return why."""
+        desk = Desk()
+        benches = [
+            LiveBench(
+                self._folder,
+                self._job,
+                self._book,
+                self._progress.note,
+                limits.budget_ends,
+                # Forked ranks have the server's cores, not the slot's.
+                None if slot.cores else server,
+                slot.environment,
+            )
+            for slot in self._slots
+        ]
+        loops = [Loop(b, self._asker, self._book, limits, teller, desk) for b in benches]
+        if len(loops) == 1:
+            return loops[0].run()
+
+        def stop_all() -> None:
+            for bench in benches:
+                bench.stop()
+
+        pinned = [Pinned(loop, slot.cores) for loop, slot in zip(loops, self._slots, strict=True)]
+        return run_side_by_side(pinned, desk, stop_all)
 
     def _recover(self) -> None:
         """Bring in what a dead search left: its ranks, its finished rungs, its open trial."""
@@ -205,8 +228,9 @@ class _Limits:
         needed = self._confirming * statistics.median(seconds)
         return min(_CONFIRMING_SHARE * self._budget_s, needed)
 
-    def launches_spent(self) -> str | None:
-        if self._max_launches is not None and num_finished(self._book) >= self._max_launches:
+    def launches_spent(self, under_way: int) -> str | None:
+        launches = num_finished(self._book) + under_way
+        if self._max_launches is not None and launches >= self._max_launches:
             return f"{self._max_launches} launches done (--trials)"
         return None
 

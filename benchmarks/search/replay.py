@@ -74,7 +74,7 @@ class _UntilSpent:
     def time_spent(self) -> str | None:
         return "the horizon is reached" if self.bench.spent_s >= self.until_s else None
 
-    def launches_spent(self) -> str | None:
+    def launches_spent(self, under_way: int) -> str | None:
         return None
 
 

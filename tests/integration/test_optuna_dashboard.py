@@ -64,7 +64,7 @@ def _tell_a_ladder(folder: Path) -> list[TrialRecord]:
     ]
     for record in records:
         asker.tell(family, record, Charge(seconds=1.0, opened=record is records[0]))
-    asker.abandon()
+    asker.abandon(family)
     return records
 
 

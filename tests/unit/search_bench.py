@@ -118,7 +118,7 @@ class NoLimits:
     def time_spent(self) -> str | None:
         return None
 
-    def launches_spent(self) -> str | None:
+    def launches_spent(self, under_way: int) -> str | None:
         return None
 
 

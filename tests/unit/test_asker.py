@@ -74,7 +74,7 @@ def ask(asker: Asker, families: Sequence[Family]) -> Family:
 def tell(asker: Asker, family: Family, rows: Sequence[TrialRecord]) -> None:
     for row in rows:
         asker.tell(family, row, Charge(seconds=1.0, opened=row is rows[0]))
-    asker.abandon()
+    asker.abandon(family)
 
 
 def test_the_planners_best_families_come_first(tmp_path, families):
