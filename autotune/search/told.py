@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.trial import TrialState
@@ -13,13 +16,14 @@ from autotune.trial.record import TrialRecord
 MEMORY = "memory"
 PLAN_ID, OUTCOME, LAUNCH = "plan_id", "outcome", "launch"
 SPREAD = "relative_sd"
-"""Standard deviation of the step time over itself, from the steps inside the launch."""
+"""Standard error of the median step over it, from the steps inside the launch."""
 CHARGED_S, OPENED = "charged_s", "opened_launch"
 """What it cost, and whether the start of its launch is part of that."""
 
 _CONSTRAINED = {Outcome.OOM, Outcome.HOST_OOM, Outcome.THRASH}
 """Outcomes told as a broken constraint. Told as FAIL, samplers would ignore them and return."""
-_NORMAL_95 = 1.96
+_ASSUMED_STEP_SD, _ASSUMED_STEPS = 0.05, 3
+"""Relative standard deviation of a step before any, and how many steps that counts for."""
 
 
 def state_of(record: TrialRecord) -> TrialState:
@@ -44,9 +48,20 @@ def attributes_of(record: TrialRecord, charge: Charge | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         PLAN_ID: record.plan_id, OUTCOME: str(record.outcome), LAUNCH: record.launch,
     }  # fmt: skip
-    if record.step_s and record.step_s_low is not None and record.step_s_high is not None:
-        half = (record.step_s_high - record.step_s_low) / 2
-        found[SPREAD] = half / _NORMAL_95 / record.step_s
+    if len(record.step_times_s) > 1:
+        found[SPREAD] = relative_sd(record.step_times_s)
     if charge is not None:
         found |= {CHARGED_S: charge.seconds, OPENED: charge.opened}
     return found
+
+
+def relative_sd(step_times_s: Sequence[float]) -> float:
+    """Return the relative standard error of the median of few steps.
+
+    Two or three steps that happen to agree are not exact, so an assumed spread counts as well.
+    """
+    num = len(step_times_s)
+    median = statistics.median(step_times_s)
+    own = statistics.variance(step_times_s) / median**2 * (num - 1)
+    pooled = (own + _ASSUMED_STEP_SD**2 * _ASSUMED_STEPS) / (num - 1 + _ASSUMED_STEPS)
+    return math.sqrt(math.pi / 2 * pooled / num)
