@@ -24,7 +24,7 @@ DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-b
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
-.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed bench-launch base-test profiles wheel clean
+.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed bench-launch bench-search bench-search-full base-test profiles wheel clean
 
 help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
@@ -40,6 +40,8 @@ help:
 	@echo '                     runs the CPU ranks again first'
 	@echo 'make bench-memory-speed  how fast memory is estimated'
 	@echo 'make bench-launch    how soon a trial takes its first step: cold against forked ranks'
+	@echo 'make bench-search    how soon each sampler finds the best, replayed on recorded landscapes;'
+	@echo '                     bench-search-full with 50 seeds instead of 10'
 	@echo 'make profiles        trace the catalogue again: the profiles in autotune/memory/shipped'
 	@echo 'make wheel           the wheel, in dist/'
 	@echo 'make venv, clean     the environment alone; remove environments and build outputs'
@@ -105,6 +107,13 @@ bench-memory-speed: $(SETUP)
 
 bench-launch: $(SETUP)
 	$(RUN) benchmarks/launch_start.py
+
+bench-search bench-search-full: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+bench-search: $(SETUP)
+	$(RUN) benchmarks/search/report.py
+
+bench-search-full: $(SETUP)
+	$(RUN) benchmarks/search/report.py --seeds 50
 
 wheel: $(SETUP)
 	rm -rf dist

@@ -23,7 +23,16 @@ CONFIG = CHECKOUT / "tests" / "golden" / "best_zero3_cp2.yml"
 EXAMPLES = CHECKOUT / "reports" / "examples"
 TRAINING_STACK = ("torch", "transformers", "accelerate", "deepspeed", "optuna")
 # Only `search` loads these, and only after it has said what is missing.
-NEEDS_OPTUNA = {"autotune.search.asker", "autotune.search.tuner", "autotune.report.outputs"}
+NEEDS_OPTUNA = {
+    *(
+        f"autotune.search.{name}"
+        for name in (
+            "asker", "cost_model", "deepspeed_tuning", "list_samplers", "parameters", "samplers",
+            "told", "tuner",
+        )
+    ),
+    "autotune.report.outputs",
+}  # fmt: skip
 
 
 def main() -> None:

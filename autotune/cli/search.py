@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -30,9 +31,11 @@ from autotune.cli.options import (
 )
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.plan import Recompute
+from autotune.search.names import DEFAULT_SAMPLER, FINALISTS, SAMPLERS, TOLERANCE
 from autotune.units import parse_duration_s
 
 if TYPE_CHECKING:
+    from autotune.search.parallel import Slot
     from autotune.search.study import Contract
     from autotune.search.tuner import Stopped
 
@@ -88,6 +91,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument(
         "--trial-timeout", metavar="TIME", help="deadline of a launch (default: from prediction)"
     )
+    effort.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default=DEFAULT_SAMPLER,
+        help="what chooses the next configuration (default: %(default)s)",
+    )
+    effort.add_argument(
+        "--tolerance",
+        type=percentage,
+        default=TOLERANCE,
+        metavar="PERCENT",
+        help="cost-model stops when nothing left is likely to be faster by more (default: 2%%)",
+    )
+    effort.add_argument(
+        "--confirm",
+        type=whole_number,
+        default=FINALISTS,
+        metavar="N",
+        help="finalists measured again in fresh processes; 0 for none (default: %(default)s)",
+    )
+    effort.add_argument(
+        "--parallel",
+        type=positive_int,
+        metavar="N",
+        help="launches at once, on disjoint devices (default: as many as there are GPUs for; 1 on "
+        "cpu)",
+    )
     effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
     add_node_arguments(parser)
     parser.add_argument(
@@ -95,8 +125,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def percentage(text: str) -> float:
+    """Read a percentage, with or without its sign, as a share."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: a percentage from 0 to below 100 is needed")
+    return value / 100
+
+
+def whole_number(text: str) -> int:
+    """Read a number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 is needed")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
     """Search, keeping summary, best.yml, CSV and HTML up to date after every launch."""
+    from autotune.calibrate.store import calibration_for
     from autotune.memory.knowledge import residuals_for
     from autotune.planner import rank_plans, refusal_lines
     from autotune.report.console import LiveProgress
@@ -119,6 +168,7 @@ def run(args: argparse.Namespace) -> int:
     use_knowledge(args)
     if follow_if_told(args, args.gpus, args.device):
         return 0
+    calibration = calibration_for(contract.hardware)
     ranking = rank_plans(
         contract.model,
         contract.workload,
@@ -128,17 +178,19 @@ def run(args: argparse.Namespace) -> int:
         cp_degrees=contract.cp_degrees,
         recompute=[Recompute(mode) for mode in contract.recompute],
         residuals=residuals_for(contract.hardware),
+        calibration=calibration,
     )
     rules = [
         {"plan": r.plan.to_dict(), "code": r.code, "reason": r.reason} for r in ranking.rejected
     ]
     _need_train_extra()
+    slots = _slots(args)
     from autotune.search.tuner import Tuner
 
     folder = args.out or Path("reports") / f"{contract.model.name}-{args.gpus}gpu"
     check_folder(folder, contract)  # before the lock makes a file in it
     here = leading(args, args.gpus, args.device)
-    with locked(folder), first_interrupt_only(), here as starter:
+    with locked(folder), first_interrupt_only(), here as hosts:
         resumed = open_study(folder, contract)
         families, left_out = make_families(ranking.candidates, kept_space(folder))
         write_json(folder / SPACE_FILE, space_of(families))
@@ -147,15 +199,28 @@ def run(args: argparse.Namespace) -> int:
         progress.note(_contract_words(contract, folder, resumed, len(families)))
         for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
             progress.note(f"not measured: {line}")
-        learner = Learner.of_machine(contract.model, contract.workload, contract.hardware)
+        learner = Learner.of_machine(
+            contract.model, contract.workload, contract.hardware, calibration
+        )
         job = _job(args, contract)
-        prepare_hosts(starter, families, job)
-        tuner = Tuner(folder, families, job, progress, learner, starter)
+        prepare_hosts(hosts, families, job)
+        tuner = Tuner(
+            folder,
+            families,
+            job,
+            progress,
+            learner,
+            sampler=args.sampler,
+            tolerance=args.tolerance,
+            slots=slots,
+            hosts=hosts,
+        )
         outputs = Outputs(folder, contract, rejected, seed=args.seed)
         stopped = tuner.run(
             max_launches=args.trials,
             budget_s=budget_s,
             after_launch=lambda now: outputs.write(now, final=False, left_out=tuner.left_out()),
+            confirm=args.confirm,
         )
         study = outputs.write(stopped, final=True, left_out=tuner.left_out())
     return _answer(args, study, stopped, folder)
@@ -190,11 +255,12 @@ def _contract(args: argparse.Namespace) -> Contract:
         memory_limit_bytes=limit,
         datasets=[dataset] if dataset else [],
         seed=args.seed,
+        sampler=args.sampler,
     )
 
 
 def _job(args: argparse.Namespace, contract: Contract) -> Any:
-    from autotune.search.tuner import Job
+    from autotune.search.job import Job
     from autotune.trial.protocol import Measurement, ModelSource
 
     model = contract.model
@@ -209,6 +275,22 @@ def _job(args: argparse.Namespace, contract: Contract) -> Any:
         seed=args.seed,
         trial_timeout_s=parse_duration_s(args.trial_timeout) if args.trial_timeout else None,
     )
+
+
+def _slots(args: argparse.Namespace) -> list[Slot]:
+    from autotune.search.parallel import Slot, core_slots, gpu_slots
+    from autotune.spec.nvml import nvml_devices
+
+    if args.nodes > 1:
+        if args.parallel not in (None, 1):
+            raise AutotuneError(
+                f"--parallel {args.parallel}: launches over several hosts run one at a time."
+            )
+        return [Slot()]
+    if args.device == "cpu":
+        return core_slots(args.gpus, args.parallel)
+    names, _ = nvml_devices()
+    return gpu_slots(args.gpus, len(names), args.parallel)
 
 
 def _check_cores(ranks: int) -> None:

@@ -137,7 +137,7 @@ def explain(answer: Answer) -> list[str]:
             "Plans measured in more than one launch differed by up to "
             f"{words.percent(answer.launch_spread)} between launches; the noise above holds that."
         )
-    else:
+    elif not answer.remarks:
         sentences.append(
             "No plan was measured in two launches: the noise is that of the steps inside a launch, "
             "and two launches of one plan can differ by more."
@@ -177,7 +177,14 @@ def _winner(
             f"summary.json names plan {words.clean(plan_id)}, of which no record ran to the end; "
             "the answer is from the records.",
         )
-    return _with_measured(chosen, best.get("measured")), ()
+    return _with_measured(chosen, best.get("measured")), _confirmation(study)
+
+
+def _confirmation(study: Study) -> tuple[str, ...]:
+    """Return what the search says of the launches that confirmed its winner."""
+    found = study.summary.get("confirmation")
+    said = found.get("said") if isinstance(found, dict) else None
+    return tuple(words.clean(each) for each in said) if isinstance(said, list) else ()
 
 
 def _with_measured(record: TrialRecord, measured: Any) -> TrialRecord:

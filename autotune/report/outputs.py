@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from autotune.report.answer import standings
 from autotune.report.csv import write_csv
 from autotune.report.html import write_html
 from autotune.report.study import Study, load_study
+from autotune.search.confirm import confirmations_in
+from autotune.search.confirmed import Verdict, failures, judge
 from autotune.search.study import (
     CONTRACT_FILE,
     SUMMARY_FILE,
@@ -54,7 +57,9 @@ class Outputs:
             left_out: Plans that trials have ruled out since the search began.
         """
         study = load_study(self._folder)
-        winner = next(iter(standings(study.records)), None)
+        confirmations = confirmations_in(self._folder)
+        verdict = judge(confirmations, study.records)
+        winner = _winner(study.records, verdict, set(failures(confirmations)))
         data = data_counts(self._folder)
         if winner is not None:
             write_text(self._folder / BEST_FILE, self._best_yml(winner))
@@ -63,6 +68,7 @@ class Outputs:
             {
                 "study": study.name,
                 "best": _best(winner) if winner else None,
+                "confirmation": None if verdict is None else verdict.to_dict(),
                 "stopped_because": stopped.because if final else "",
                 "data": None if data is None else data.model_dump(),
                 "rejected": [*self._rejected, *left_out],
@@ -106,6 +112,30 @@ class Outputs:
             autotune=block,
             file_name=str(self._folder / BEST_FILE),
         )
+
+
+def _winner(
+    records: Sequence[TrialRecord], verdict: Verdict | None, failed: set[str]
+) -> TrialRecord | None:
+    """Return the confirmed record with its confirmed figures, else the fastest that did not fail.
+
+    Args:
+        records: Of the search.
+        verdict: Of its confirmations.
+        failed: Plans that did not hold in theirs.
+    """
+    if verdict is None:
+        held = [record for record in records if record.plan_id not in failed]
+        return next(iter(standings(held)), None)
+    won = verdict.winner
+    return replace(
+        won.last,
+        tokens_per_s=won.tokens_per_s,
+        step_s=won.step_s,
+        step_s_low=won.step_s * won.tokens_per_s / won.high,
+        step_s_high=won.step_s * won.tokens_per_s / won.low if won.low > 0 else None,
+        peak_reserved_bytes=won.peak_bytes,
+    )
 
 
 def _best(winner: TrialRecord) -> dict[str, Any]:

@@ -2,49 +2,79 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from autotune.planner import Estimate
+from autotune.search.parameters import (
+    FAMILY,
+    distributions,
+    ladder_parameter,
+    micro_batches,
+    params_of,
+    size_in,
+)
+from autotune.search.policy import Asked, Charge, Offer, Stop
+from autotune.search.samplers import EndsItself, NamedSampler, TakesOffers
 from autotune.search.space import Family
+from autotune.search.told import (
+    MEMORY,
+    PLAN_ID,
+    attributes_of,
+    constraint_of,
+    state_of,
+    value_of,
+)
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 
 JOURNAL_FILE = "study.journal"
-_FAMILY = "family"
-_MEMORY = "memory"
-_PLAN_ID = "plan_id"
-_ENQUEUED_FAMILIES = 3
-"""The planner's best families are asked first; after them the sampler decides."""
+_HOPELESS = 1.15
+"""A rung surely slower than this many times the best step is not measured to its end."""
+_ASKS = 5
+"""How often a sampler may name a family that is measured already before one is drawn for it."""
 
-_CONSTRAINED = {Outcome.OOM, Outcome.HOST_OOM, Outcome.THRASH}
-"""Outcomes told as a broken constraint. Told as FAIL, samplers would ignore them and return."""
+
+def journal_of(folder: Path) -> BaseStorage:
+    """Return the storage of a study's folder."""
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE)))
 
 
 class Asker:
-    """Asks Optuna for the next plan and tells it what every rung gave.
+    """A policy that asks Optuna for the next plan and tells it what every rung gave.
 
-    An Optuna trial is one plan; one launch answers several of them.
+    An Optuna trial is one plan. A sampler that goes rung by rung is asked before each; for the
+    others a launch measures the whole rest of the ladder they name a rung of.
     """
 
-    def __init__(self, folder: Path, families: Sequence[Family], *, seed: int) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def __init__(
+        self, storage: BaseStorage, families: Sequence[Family], named: NamedSampler, *, seed: int
+    ) -> None:
         self._families = {family.name: family for family in families}
-        storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE)))
+        self._named = named
+        self._draw = random.Random(seed)
         self._study = optuna.create_study(
             study_name="autotune",
             storage=storage,
             direction="maximize",
-            sampler=_sampler(seed),
+            sampler=named.sampler,
             load_if_exists=True,
         )
-        self._pending: optuna.Trial | None = None
+        self._pending: dict[str, optuna.Trial] = {}
+        """Asked and not told, by family; a family is measured by one launch at a time."""
+        self._best_step_s: float | None = None
+
+    @property
+    def study(self) -> optuna.Study:
+        """Optuna's."""
+        return self._study
 
     def recover(self, known: Sequence[TrialRecord]) -> int:
         """Close what a dead search left RUNNING, and ask it again; enqueue the planner's best.
@@ -56,78 +86,120 @@ class Asker:
             The number of trials that were closed.
         """
         measured = {record.plan_id for record in known}
+        for record in known:
+            self._note_step(record)
         told = {
-            trial.user_attrs.get(_PLAN_ID)
+            trial.user_attrs.get(PLAN_ID)
             for trial in self._study.get_trials(deepcopy=False)
             if trial.state.is_finished()
         }
         for record in known:
             family = self._family_of(record)
             if record.plan_id not in told and family is not None:
-                self._add(family, record)
+                self._add(family, record, None)
         left = self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         for trial in left:
             self._study.tell(trial.number, state=TrialState.FAIL)
             if trial.params and not self._is_measured(trial.params, measured):
-                self._study.enqueue_trial(trial.params)
+                self._enqueue(trial.params)
         if not self._study.get_trials(deepcopy=False):
-            for family in list(self._families.values())[:_ENQUEUED_FAMILIES]:
-                self._study.enqueue_trial(
-                    self._params(family, family.best_predicted.plan.micro_batch_size)
-                )
+            for family in list(self._families.values())[: self._named.first_families]:
+                self._enqueue(params_of(family, family.best_predicted.plan.micro_batch_size))
         return len(left)
 
-    def ask(self, untried: Sequence[Family]) -> Family:
-        """Return the family to launch next, one of `untried`.
+    def ask(self, offer: Offer) -> Asked | Stop:
+        """Return the next rung; see `autotune.search.policy.Policy`.
 
-        The sampler may name a family that was measured already: its answer is known, so the trial
-        is closed and the sampler asked again; after a few such asks the planner's order decides.
+        The sampler may name what was measured already: its answer is known, so the trial is closed
+        and the sampler asked again; after a few such asks a family is drawn at random.
         """
-        open_names = {family.name for family in untried}
-        for _ in range(5):
+        sampler = self._named.sampler
+        if isinstance(sampler, TakesOffers):
+            sampler.offer(offer)
+        if isinstance(sampler, EndsItself) and (because := sampler.finished(self._study)):
+            return Stop(because=because)
+        reachable = offer.reachable()
+        if not self._named.rung_by_rung and offer.running is not None and reachable:
+            return self._asked(self._families[offer.running], reachable)
+        for _ in range(_ASKS):
             trial = self._study.ask()
-            name = trial.suggest_categorical(_FAMILY, list(self._families))
-            family = self._families[name]
-            trial.suggest_categorical(*self._ladder_parameter(family))
-            if name in open_names:
-                self._pending = trial
-                return family
+            family = self._families[trial.suggest_categorical(FAMILY, list(self._families))]
+            size = trial.suggest_categorical(
+                ladder_parameter(family), micro_batches(family).choices
+            )
+            rungs = list(offer.rungs.get(family.name, ()))
+            if self._named.rung_by_rung:
+                rungs = [rung for rung in rungs if rung.plan.micro_batch_size >= size]
+                rungs = rungs if rungs and rungs[0].plan.micro_batch_size == size else []
+            if rungs:
+                self.abandon(family)
+                self._pending[family.name] = trial
+                return self._asked(family, rungs)
             self._study.tell(trial, state=TrialState.FAIL)
-        self._study.enqueue_trial(
-            self._params(untried[0], untried[0].best_predicted.plan.micro_batch_size)
-        )
-        return self.ask(untried)
+        name = self._draw.choice(list(offer.rungs))
+        return self._asked(self._families[name], list(offer.rungs[name]))
 
-    def tell(self, family: Family, records: Sequence[TrialRecord]) -> None:
-        """Tell every rung of a launch; the asked one closes the asked trial."""
-        asked, self._pending = self._pending, None
-        for record in records:
-            name, _ = self._ladder_parameter(family)
-            if asked is not None and asked.params.get(name) == record.plan_object.micro_batch_size:
-                self._tell_asked(asked, record)
-                asked = None
-            else:
-                self._add(family, record)
-        if asked is not None:  # the ladder ended below the asked rung
+    def tell(self, family: Family, record: TrialRecord, charge: Charge) -> None:
+        """Tell a rung; the asked one closes the asked trial."""
+        self._note_step(record)
+        asked = self._pending.get(family.name)
+        size = record.plan_object.micro_batch_size
+        if asked is not None and size_in(asked.params, family) == size:
+            del self._pending[family.name]
+            self._tell_asked(asked, record, charge)
+        else:
+            self._add(family, record, charge)
+
+    def abandon(self, family: Family) -> None:
+        """Close a family's asked trial: the ladder ended below the asked rung."""
+        asked = self._pending.pop(family.name, None)
+        if asked is not None:
             self._study.tell(asked, state=TrialState.FAIL)
 
-    def _add(self, family: Family, record: TrialRecord) -> None:
-        name, values = self._ladder_parameter(family)
-        distributions: dict[str, BaseDistribution] = {
-            _FAMILY: CategoricalDistribution(list(self._families)),
-            name: CategoricalDistribution(values),
+    def _asked(self, family: Family, rungs: Sequence[Estimate]) -> Asked:
+        planned = rungs[:1] if self._named.rung_by_rung else rungs
+        best = self._best_step_s
+        return Asked(
+            family=family,
+            estimate=rungs[0],
+            planned=tuple(planned),
+            give_up_step_s=None if best is None else _HOPELESS * best,
+        )
+
+    def _note_step(self, record: TrialRecord) -> None:
+        """Keep the fastest step; all plans of a study have the same tokens in one."""
+        if record.outcome is Outcome.OK and record.step_s:
+            self._best_step_s = min(record.step_s, self._best_step_s or record.step_s)
+
+    def _add(self, family: Family, record: TrialRecord, charge: Charge | None) -> None:
+        space = distributions([family]) | {
+            FAMILY: optuna.distributions.CategoricalDistribution(list(self._families))
         }
-        state = _state(record)
+        state = state_of(record)
         self._study.add_trial(
             optuna.trial.create_trial(
                 state=state,
-                value=_value(record) if state is TrialState.COMPLETE else None,
-                params=self._params(family, record.plan_object.micro_batch_size),
-                distributions=distributions,
-                user_attrs={_PLAN_ID: record.plan_id, "outcome": str(record.outcome)},
-                constraints={_MEMORY: _constraint(record)},
+                value=value_of(record) if state is TrialState.COMPLETE else None,
+                params=params_of(family, record.plan_object.micro_batch_size),
+                distributions=space,
+                user_attrs=attributes_of(record, charge),
+                constraints={MEMORY: constraint_of(record)},
             )
         )
+
+    def _tell_asked(self, trial: optuna.Trial, record: TrialRecord, charge: Charge) -> None:
+        for name, value in attributes_of(record, charge).items():
+            trial.set_user_attr(name, value)
+        trial.set_constraint(MEMORY, constraint_of(record))
+        if state_of(record) is TrialState.COMPLETE:
+            self._study.tell(trial, value_of(record))
+        else:
+            self._study.tell(trial, state=TrialState.FAIL)
+
+    def _enqueue(self, params: Mapping[str, Any]) -> None:
+        # A sampler that goes rung by rung would ask for it again by itself, or for better.
+        if not self._named.rung_by_rung:
+            self._study.enqueue_trial(dict(params))
 
     def _family_of(self, record: TrialRecord) -> Family | None:
         wanted = record.plan_object.family_id
@@ -135,49 +207,9 @@ class Asker:
             (f for f in self._families.values() if f.ladder[0].plan.family_id == wanted), None
         )
 
-    def _tell_asked(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        trial.set_user_attr(_PLAN_ID, record.plan_id)
-        trial.set_user_attr("outcome", str(record.outcome))
-        trial.set_constraint(_MEMORY, _constraint(record))
-        if _state(record) is TrialState.COMPLETE:
-            self._study.tell(trial, _value(record))
-        else:
-            self._study.tell(trial, state=TrialState.FAIL)
-
-    def _params(self, family: Family, micro_batch_size: int) -> dict[str, str | int]:
-        return {_FAMILY: family.name, self._ladder_parameter(family)[0]: micro_batch_size}
-
-    def _ladder_parameter(self, family: Family) -> tuple[str, list[int]]:
-        """Return the name and the values of a family's own micro-batch parameter."""
-        values = [estimate.plan.micro_batch_size for estimate in family.ladder]
-        return f"micro_batch_size of {family.name}", values
-
-    def _is_measured(self, params: dict[str, object], measured: set[str]) -> bool:
-        family = self._families.get(str(params.get(_FAMILY)))
+    def _is_measured(self, params: Mapping[str, Any], measured: set[str]) -> bool:
+        family = self._families.get(str(params.get(FAMILY)))
         if family is None:
             return True  # not in this space any more
-        size = params.get(self._ladder_parameter(family)[0])
-        return isinstance(size, int) and family.rung(size).plan.id in measured
-
-
-def _state(record: TrialRecord) -> TrialState:
-    if record.outcome is Outcome.OK or record.outcome in _CONSTRAINED:
-        return TrialState.COMPLETE
-    return TrialState.FAIL
-
-
-def _value(record: TrialRecord) -> float:
-    """Return the objective: valid tokens/s; 0 for what does not fit, beside its constraint."""
-    return record.tokens_per_s or 0.0
-
-
-def _constraint(record: TrialRecord) -> float:
-    """Return 1 where memory was not enough, -1 where it was (Optuna: above 0 is infeasible)."""
-    return 1.0 if record.outcome in _CONSTRAINED else -1.0
-
-
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        # `multivariate` and `group` are marked experimental; families have parameters of their own.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+        size = size_in(params, family)
+        return size is not None and family.rung(size).plan.id in measured

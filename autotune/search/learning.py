@@ -6,14 +6,19 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from autotune.calibrate.knowledge import known_times, time_fields, timer_of
+from autotune.calibrate.residual import TimeResidual
 from autotune.memory.fingerprint import Fingerprint, machine_fingerprint
 from autotune.memory.knowledge import Entry, KnowledgeBase, known_rows, model_key
-from autotune.memory.residuals import Residuals, Ruler, engine_label, ruler_of
-from autotune.planner import Estimate, judged
+from autotune.memory.residuals import Residual, Residuals, Ruler, engine_label, ruler_of
+from autotune.planner import judged
 from autotune.search.space import Family
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
+from autotune.timing import Calibration
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 
@@ -28,6 +33,7 @@ class Learner:
         hardware: HardwareSpec,
         machine: Fingerprint,
         base: KnowledgeBase | None,
+        calibration: Calibration | None = None,
     ) -> None:
         self._model = model_key(model)
         self._workload = hashlib.sha256(workload.model_dump_json().encode()).hexdigest()[:12]
@@ -38,12 +44,38 @@ class Learner:
         self._earlier = known_rows(base, machine, self._ruler) if base else []
         self._own: dict[str, Entry] = {}
         self._residuals = Residuals.known(self._ruler, self._earlier)
+        self._timer = timer_of(calibration)
+        self._times = TimeResidual(known_times(base, machine, self._timer))
 
     @classmethod
-    def of_machine(cls, model: ModelSpec, workload: Workload, hardware: HardwareSpec) -> Learner:
-        """Return the learner of a search on this machine, with the user's knowledge base."""
+    def of_machine(
+        cls,
+        model: ModelSpec,
+        workload: Workload,
+        hardware: HardwareSpec,
+        calibration: Calibration | None = None,
+    ) -> Learner:
+        """Return the learner of a search on this machine, with the user's knowledge base.
+
+        Args:
+            model: Of the study.
+            workload: Of the study.
+            hardware: Of the study.
+            calibration: What its step times were predicted with.
+        """
         machine = machine_fingerprint("cpu" if hardware.gpu.is_cpu else "cuda")
-        return cls(model, workload, hardware, machine, KnowledgeBase.of_user())
+        return cls(model, workload, hardware, machine, KnowledgeBase.of_user(), calibration)
+
+    def log_correction(self, families: Iterable[Family]) -> dict[str, float]:
+        """Return what earlier studies here add to each plan's log of the predicted step time.
+
+        Empty without any: what this study itself measures is the sampler's to learn from.
+        """
+        if not self._times.count:
+            return {}
+        plans = [estimate.plan for family in families for estimate in family.ladder]
+        added, _ = self._times.predict(plans)
+        return {plan.id: float(shift) for plan, shift in zip(plans, added, strict=True)}
 
     def learn(self, family: Family, records: Sequence[TrialRecord]) -> None:
         """Take in finished trials of a family; those of a study that is resumed as well."""
@@ -59,17 +91,35 @@ class Learner:
 
     def judged(self, family: Family) -> Family:
         """Return the family with its estimates under what is known by now."""
-        return replace(family, ladder=tuple(self._judged(each) for each in family.ladder))
-
-    def _judged(self, estimate: Estimate) -> Estimate:
-        residual = self._residuals.predict(
-            estimate.plan, self._model, estimate.peak.measurable_bytes
+        plan = family.ladder[0].plan
+        bias, scale, degrees = self._residuals.predict_columns(
+            [engine_label(plan)],
+            [str(plan.recompute)],
+            np.zeros(len(family.ladder), dtype=np.int64),
+            self._model,
+            np.array([estimate.peak.measurable_bytes for estimate in family.ladder], float),
         )
-        return judged(estimate, self._hardware, residual)
+        ladder = tuple(
+            judged(
+                estimate,
+                self._hardware,
+                Residual(
+                    source=self._residuals.source,
+                    count=self._residuals.count,
+                    bias=float(bias[n]),
+                    scale=float(scale[n]),
+                    degrees=float(degrees[n]),
+                ),
+            )
+            for n, estimate in enumerate(family.ladder)
+        )
+        return replace(family, ladder=ladder)
 
     def _entry(self, family: Family, record: TrialRecord) -> Entry | None:
         real = _real_bytes(record)
-        peak = family.rung(record.plan_object.micro_batch_size).peak
+        plan = record.plan_object
+        estimate = family.rung(plan.micro_batch_size)
+        peak = estimate.peak
         exceeded = record.outcome is Outcome.OOM
         if exceeded:
             real = self._hardware.gpu.memory_bytes - peak.framework_bytes
@@ -87,6 +137,11 @@ class Learner:
             real_bytes=real,
             exceeded=exceeded,
             recorded_at=record.started_at,
+            **(
+                time_fields(plan, estimate.time.step_s, record.step_s, self._timer)
+                if record.step_s and not exceeded
+                else {}
+            ),
         )
 
 

@@ -38,7 +38,7 @@ SPACE_FILE = "space.json"
 _LOCK_FILE = ".lock"
 _FILES = (
     CONTRACT_FILE, SPACE_FILE, SUMMARY_FILE, RECORDS_FILE, "study.journal", "launches",
-    "trials.csv", "report.html",
+    "trials.csv", "report.html", "confirmations.jsonl", "fork-server.log",
 )  # fmt: skip
 """What a search may leave before its first record."""
 _VERSIONED = ("torch", "transformers", "accelerate", "deepspeed", "optuna")
@@ -63,6 +63,8 @@ class Contract:
     memory_limit_bytes: int | None
     datasets: Sequence[DatasetSource]
     seed: int
+    sampler: str
+    """What chose the order of the trials: another would go on from what it would not have asked."""
 
     @cached_property
     def _digests(self) -> tuple[list[str | None], str | None]:
@@ -101,6 +103,7 @@ class Contract:
                 for source, content in zip(self.datasets, contents, strict=True)
             ],
             "seed": self.seed,
+            "sampler": self.sampler,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": _versions(),
         }

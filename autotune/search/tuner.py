@@ -1,49 +1,37 @@
-"""The search loop: ask, launch, record, tell, until the space or the budget is spent."""
+"""A search on real ranks: recovers what is on disk, runs the loop, says how it ended."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from autotune.errors import NothingFitsError
-from autotune.plan import Plan
-from autotune.planner import Estimate
-from autotune.search.asker import Asker
-from autotune.search.learning import Learner, by_family
-from autotune.search.space import Family, hopeful, predicted_oom
-from autotune.spec.training import DatasetSource
-from autotune.spec.workload import Workload
-from autotune.trial.folder import numbered_launches, read_results
-from autotune.trial.launch import Ended, Limits, run_launch
-from autotune.trial.native_ops import build_native_ops
-from autotune.trial.outcome import read_rungs
-from autotune.trial.processes import kill_tagged
-from autotune.trial.protocol import (
-    REQUEST_FILE,
-    Measurement,
-    ModelSource,
-    Outcome,
-    Request,
-    Rung,
-    read_message,
-    write_message,
-)
-from autotune.trial.ranks import Starter
+from autotune.search.asker import Asker, journal_of
+from autotune.search.bench import Launch
+from autotune.search.book import Book
+from autotune.search.confirm import ROUNDS, Confirmer
+from autotune.search.job import Job
+from autotune.search.learning import Learner
+from autotune.search.live import LAUNCHES, LiveBench, LiveLaunch
+from autotune.search.loop import Loop
+from autotune.search.names import DEFAULT_SAMPLER, TOLERANCE
+from autotune.search.parallel import Desk, Pinned, Slot, run_side_by_side
+from autotune.search.policy import Asked
+from autotune.search.recovery import keep_finished, kill_left_ranks
+from autotune.search.samplers import make_sampler
+from autotune.search.space import Family
+from autotune.trial.folder import numbered_launches
+from autotune.trial.forkserver import ForkServer
+from autotune.trial.nodes.leader import Leader
+from autotune.trial.ranks import ColdStarter, Starter
 from autotune.trial.record import TrialRecord
 from autotune.trial.store import RecordStore
 
-LAUNCHES = "launches"
-STUDY_VARIABLE = "AUTOTUNE_STUDY"
-
-_START_S = {"cpu": 90.0, "cuda": 180.0}
-"""Imports, process groups and a small model; larger models add to it."""
-_LOAD_BYTES_PER_S = 0.5e9
-_SAFETY = 8.0
-"""How many times its predicted time a launch may take: the first time model is rough."""
-_HANG_S = 120.0
+_CONFIRMING_SHARE = 0.25
+"""Of a time budget, what confirming the finalists may take at most."""
 
 
 class Progress(Protocol):
@@ -62,22 +50,6 @@ class Progress(Protocol):
     def launch_done(self, n: int) -> None: ...  # noqa: D102
     def note(self, text: str) -> None: ...  # noqa: D102
     def stop(self) -> None: ...  # noqa: D102
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What every launch of a study has in common."""
-
-    model: ModelSource
-    num_parameters: int
-    workload: Workload
-    device: str
-    memory_limit_bytes: int | None
-    datasets: Sequence[DatasetSource]
-    measurement: Measurement
-    seed: int = 42
-    trial_timeout_s: float | None = None
-    """Deadline of a launch; None derives it from the predicted time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,17 +72,40 @@ class Tuner:
         job: Job,
         progress: Progress,
         learner: Learner | None = None,
-        starter: Starter | None = None,
+        *,
+        sampler: str = DEFAULT_SAMPLER,
+        tolerance: float = TOLERANCE,
+        slots: Sequence[Slot] = (Slot(),),
+        hosts: Leader | None = None,
     ) -> None:
+        """Take what it works with.
+
+        `slots` are where launches run side by side; `hosts` start the ranks of other hosts, too.
+        """
+        self._slots = slots
+        self._hosts = hosts
         self._folder = folder
-        self._families = {family.name: family for family in families}
         self._job = job
         self._progress = progress
-        self._learner = learner
-        self._starter = starter
-        self.store = RecordStore(folder)
-        self._asker = Asker(folder, families, seed=job.seed)
-        self._data_said = False
+        self._book = Book(families, RecordStore(folder), learner)
+        named = make_sampler(
+            sampler,
+            families,
+            seed=job.seed,
+            tolerance=tolerance,
+            measurement=job.measurement,
+            log_correction=learner.log_correction(families) if learner else None,
+        )
+        self._asker = Asker(journal_of(folder), families, named, seed=job.seed)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """What was measured so far, in order."""
+        return self._book.store.all()
+
+    def left_out(self) -> list[dict[str, Any]]:
+        """Return the plans of the space that measured trials rule out by now, with the reason."""
+        return self._book.left_out()
 
     def run(
         self,
@@ -118,281 +113,155 @@ class Tuner:
         max_launches: int | None,
         budget_s: float | None,
         after_launch: Callable[[Stopped], object],
+        confirm: int = 0,
     ) -> Stopped:
-        """Search until a stop rule holds.
+        """Search until a stop rule holds, then confirm the finalists.
 
         Args:
             max_launches: Launches of the study, those before a resume included.
             budget_s: Seconds of this call.
             after_launch: Called after each launch, to bring summary and reports up to date.
+            confirm: How many finalists to measure again at most.
         """
         started = time.monotonic()
+        limits = _Limits(self._book, started, max_launches, budget_s, confirm * ROUNDS)
         try:
             self._recover()
             self._progress.start(
                 max_launches,
                 budget_s,
-                known=self.store.all(),
+                known=self.records,
                 launches_left=self._launches_left(max_launches),
             )
-            while True:
-                stopped = self._stop_rule(started, max_launches, budget_s)
-                if stopped is not None:
-                    return stopped
-                deadline = None if budget_s is None else started + budget_s
-                self._launch(self._asker.ask(self._untried()), deadline)
-                after_launch(self._stopped("still running", started))
+            teller = _Teller(
+                self._progress, lambda: after_launch(self._stopped("still running", started))
+            )
+            with ForkServer(self._folder) as server:
+                because = self._loop(self._on_all_hosts(server, fork=True), limits, teller)
+            if confirm:
+                starter = self._on_all_hosts(ColdStarter(), fork=False)
+                confirmer = Confirmer(self._folder, self._job, self._book, self._progress, starter)
+                confirmer.run(confirm, limits.budget_ends)
+            return self._stopped(because, started)
         except KeyboardInterrupt:
+            keep_finished(self._folder, self._book, self._progress.note)
+            self._asker.recover(self.records)
             return replace(self._stopped("interrupted", started), interrupted=True)
         finally:
             self._progress.stop()
 
-    def _stop_rule(
-        self, started: float, max_launches: int | None, budget_s: float | None
-    ) -> Stopped | None:
-        if not self._untried():
-            return self._stopped("every configuration of the space was tried", started)
-        if max_launches is not None and self._num_finished() >= max_launches:
-            return self._stopped(f"{max_launches} launches done (--trials)", started)
-        if budget_s is not None and time.monotonic() - started >= budget_s:
-            return self._stopped("the time budget is spent (--budget)", started)
-        return None
+    def _on_all_hosts(self, here: Starter, *, fork: bool) -> Starter:
+        return self._hosts.use(here, fork=fork) if self._hosts else here
+
+    def _loop(self, server: Starter, limits: _Limits, teller: _Teller) -> str:
+        """Run a loop in each slot until all have stopped; return why."""
+        desk = Desk()
+        benches = [
+            LiveBench(
+                self._folder,
+                self._job,
+                self._book,
+                self._progress.note,
+                limits.budget_ends,
+                # Forked ranks have the server's cores, not the slot's.
+                None if slot.cores else server,
+                slot.environment,
+            )
+            for slot in self._slots
+        ]
+        loops = [Loop(b, self._asker, self._book, limits, teller, desk) for b in benches]
+        if len(loops) == 1:
+            return loops[0].run()
+
+        def stop_all() -> None:
+            for bench in benches:
+                bench.stop()
+
+        pinned = [Pinned(loop, slot.cores) for loop, slot in zip(loops, self._slots, strict=True)]
+        return run_side_by_side(pinned, desk, stop_all)
+
+    def _recover(self) -> None:
+        """Bring in what a dead search left: its ranks, its finished rungs, its open trial."""
+        kill_left_ranks(self._folder)
+        self._book.relearn()
+        keep_finished(self._folder, self._book, self._progress.note)
+        closed = self._asker.recover(self.records)
+        if closed:
+            self._progress.note(f"closed {closed} trial(s) of a search that was killed")
 
     def _stopped(self, because: str, started: float) -> Stopped:
         return Stopped(
             because=because,
-            launches=len(self._launches()),
+            launches=len(numbered_launches(self._folder / LAUNCHES)),
             elapsed_s=time.monotonic() - started,
         )
 
-    def _untried(self) -> list[Family]:
-        return [family for family in self._families.values() if self._open_rungs(family)]
-
     def _launches_left(self, max_launches: int | None) -> int:
-        """Return how many launches are to come: one a family, unless `--trials` ends it before."""
-        untried = len(self._untried())
+        """Return how many launches are to come at most: one a family, or what `--trials` leaves."""
+        untried = len(self._book.open_rungs())
         if max_launches is None:
             return untried
-        return min(untried, max(0, max_launches - self._num_finished()))
-
-    def _open_rungs(self, family: Family) -> list[Rung]:
-        """Return the rungs a launch of this family would still measure.
-
-        None above a failure, and none above the first that what was measured so far rules out; that
-        one only where the launch is paid for by a rung below.
-        """
-        plans = [estimate.plan for estimate in hopeful(self._unmeasured(family))]
-        return [
-            Rung(micro_batch_size=p.micro_batch_size, grad_accum_steps=p.grad_accum_steps)
-            for p in plans
-        ]
-
-    def left_out(self) -> list[dict[str, Any]]:
-        """Return the plans of the space that measured trials rule out by now, with the reason."""
-        found = []
-        for family in self._families.values():
-            unmeasured = self._unmeasured(family)
-            found += [predicted_oom(e) for e in unmeasured[len(hopeful(unmeasured)) :]]
-        return found
-
-    def _unmeasured(self, family: Family) -> list[Estimate]:
-        """Return the rungs without a record, as judged by now; none where a rung failed."""
-        rungs = []
-        for estimate in self._judged(family).ladder:
-            record = self.store.get(estimate.plan.id)
-            if record is None:
-                rungs.append(estimate)
-            elif record.outcome not in (Outcome.OK, Outcome.THRASH):
-                return []
-        return rungs
-
-    def _judged(self, family: Family) -> Family:
-        return family if self._learner is None else self._learner.judged(family)
-
-    def _launch(self, family: Family, budget_ends: float | None) -> None:
-        number = self._next_number()
-        rungs = self._open_rungs(family)
-        folder = self._folder / LAUNCHES / f"{number:04d}-{family.name.replace(' ', '-')}"
-        request = self._request(family, rungs, folder)
-        sizes = ", ".join(str(rung.micro_batch_size) for rung in rungs)
-        self._progress.launch_started(number, f"{family.name}, micro batch {sizes}")
-        notes: list[str] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        write_message(request, folder / REQUEST_FILE)
-        limits = self._limits(family, rungs, budget_ends)
-        tag = {STUDY_VARIABLE: str(self._folder.resolve())}
-        try:
-            built_s = build_native_ops(request, folder, note=notes, environment=tag)
-            if built_s > 5:
-                notes.append(f"built native operators in {built_s:.0f} s")
-            limits = self._limits(family, rungs, budget_ends)  # what the build left of the budget
-            ended = run_launch(request, folder, limits, environment=tag, starter=self._starter)
-        except NothingFitsError as error:  # no compiler: other families need none
-            ended = _not_started(str(error))
-        except KeyboardInterrupt:
-            kept = self._keep_finished(family, request, number, folder)
-            self._asker.tell(family, kept)
-            raise
-        if ended.outcome is Outcome.TIMEOUT and _cut_by_budget(limits, budget_ends):
-            ended = replace(ended, outcome=Outcome.INTERRUPTED, message="the time budget was spent")
-        records = self._record(family, request, ended, number, folder)
-        self._asker.tell(family, records)
-        if not self._data_said and ended.results and ended.results[0].data is not None:
-            self._data_said = True
-            notes.append(f"data: {ended.results[0].data.words()}")
-        for text in (*notes, *ended.notes):
-            self._progress.note(text)
-        for record in records:
-            self._progress.rung_done(record)
-        self._progress.launch_done(number)
-
-    def _record(
-        self, family: Family, request: Request, ended: Ended, number: int, folder: Path
-    ) -> list[TrialRecord]:
-        records = read_rungs(request, ended.results, ended.outcome, ended.message)
-        if ended.outcome is Outcome.INTERRUPTED:
-            records = [r for r in records if r.outcome is not Outcome.INTERRUPTED]
-        judged = self._judged(family)
-        added = self.store.add(
-            _with_prediction(record, judged, number, folder, self._folder, ended)
-            for record in records
-        )
-        if self._learner is not None:
-            self._learner.learn(family, added)
-        return added
-
-    def _keep_finished(
-        self, family: Family, request: Request, number: int, folder: Path
-    ) -> list[TrialRecord]:
-        """Record the rungs that a launch had finished when it was cut short."""
-        ended = Ended(
-            outcome=Outcome.INTERRUPTED,
-            message="the search was stopped",
-            rank=None,
-            exit_codes=[],
-            elapsed_s=0.0,
-            results=read_results(folder),
-        )
-        return self._record(family, request, ended, number, folder)
-
-    def _recover(self) -> None:
-        """Bring in what a dead search left: its ranks, its finished rungs, its open trial."""
-        kill_tagged(STUDY_VARIABLE, str(self._folder.resolve()))
-        if self._learner is not None:
-            for measured, records in by_family(self._families.values(), self.store.all()):
-                self._learner.learn(measured, records)
-        for number, folder in self._launches():
-            if not (folder / REQUEST_FILE).exists():
-                continue
-            request = read_message(Request, folder / REQUEST_FILE)
-            family = self._family_of(request)
-            known = [
-                rung for rung in request.rungs if self._plan_of(request, rung).id in self.store
-            ]
-            if family is None or len(known) == len(request.rungs):
-                continue
-            found = self._keep_finished(family, request, number, folder)
-            if found:
-                self._progress.note(f"kept {len(found)} finished rungs of launch {number}")
-        closed = self._asker.recover(self.store.all())
-        if closed:
-            self._progress.note(f"closed {closed} trial(s) of a search that was killed")
-
-    def _plan_of(self, request: Request, rung: Rung) -> Plan:
-        return replace(
-            request.plan_object(),
-            micro_batch_size=rung.micro_batch_size,
-            grad_accum_steps=rung.grad_accum_steps,
-        )
-
-    def _family_of(self, request: Request) -> Family | None:
-        wanted = request.plan_object().family_id
-        return next(
-            (f for f in self._families.values() if f.ladder[0].plan.family_id == wanted), None
-        )
-
-    def _launches(self) -> list[tuple[int, Path]]:
-        return numbered_launches(self._folder / LAUNCHES)
-
-    def _next_number(self) -> int:
-        """Return a number no launch had, also one whose folder was deleted since."""
-        used = [number for number, _ in self._launches()]
-        used += [record.launch for record in self.store.all()]
-        return max(used, default=0) + 1
-
-    def _num_finished(self) -> int:
-        """Count the launches that measured something; one cut short uses up none of `--trials`."""
-        return len({record.launch for record in self.store.all()})
-
-    def _request(self, family: Family, rungs: list[Rung], folder: Path) -> Request:
-        first = family.rung(rungs[0].micro_batch_size).plan
-        job = self._job
-        return Request(
-            launch_id=folder.name,
-            mode="trial",
-            model=job.model,
-            plan=first.to_dict(),
-            workload=job.workload,
-            device="cuda" if job.device == "cuda" else "cpu",
-            out_dir=str(folder),
-            rungs=rungs,
-            measurement=job.measurement,
-            memory_limit_bytes=job.memory_limit_bytes,
-            datasets=list(job.datasets),
-            seed=job.seed,
-        )
-
-    def _limits(self, family: Family, rungs: list[Rung], budget_ends: float | None) -> Limits:
-        job = self._job
-        if job.trial_timeout_s is not None:
-            deadline = job.trial_timeout_s
-        else:
-            measure = job.measurement
-            micro_steps = 0.0
-            for rung in rungs:
-                estimate = family.rung(rung.micro_batch_size)
-                micro_s = estimate.time.step_s / estimate.plan.grad_accum_steps
-                steps = measure.warmup_steps + measure.min_steps
-                # Accumulation 1 and up to 4 (see runner.ladder), plus the time a rung may fill.
-                micro_steps += 5 * steps * micro_s + 2 * measure.target_seconds
-            load = job.num_parameters * 4 / _LOAD_BYTES_PER_S
-            deadline = _START_S[job.device] + load + _SAFETY * micro_steps
-        if budget_ends is not None:
-            deadline = min(deadline, max(1.0, budget_ends - time.monotonic()))
-        return Limits(
-            deadline_s=deadline, hang_s=max(_HANG_S, _SAFETY * _longest_micro_step_s(family))
-        )
+        return min(untried, max(0, max_launches - num_finished(self._book)))
 
 
-def _longest_micro_step_s(family: Family) -> float:
-    return max(e.time.step_s / e.plan.grad_accum_steps for e in family.ladder)
+def num_finished(book: Book) -> int:
+    """Count the launches that measured something; one cut short uses up none of `--trials`."""
+    return len({record.launch for record in book.store.all()})
 
 
-def _not_started(why: str) -> Ended:
-    return Ended(outcome=Outcome.CRASHED, message=why, rank=None, exit_codes=[], elapsed_s=0.0)
+class _Limits:
+    def __init__(
+        self,
+        book: Book,
+        started: float,
+        max_launches: int | None,
+        budget_s: float | None,
+        confirming: int,
+    ) -> None:
+        self._book = book
+        self._max_launches = max_launches
+        self._confirming = confirming
+        """Launches to come after the search, for which its budget must hold as well."""
+        self._budget_s = budget_s
+        self.budget_ends = None if budget_s is None else started + budget_s
+
+    def time_spent(self) -> str | None:
+        if self.budget_ends is None:
+            return None
+        if time.monotonic() >= self.budget_ends - self._reserved_s():
+            return "the time budget is spent (--budget)"
+        return None
+
+    def _reserved_s(self) -> float:
+        seconds = [record.launch_s for record in self._book.store.all() if record.launch_s]
+        if not seconds or self._budget_s is None:
+            return 0.0
+        needed = self._confirming * statistics.median(seconds)
+        return min(_CONFIRMING_SHARE * self._budget_s, needed)
+
+    def launches_spent(self, under_way: int) -> str | None:
+        launches = num_finished(self._book) + under_way
+        if self._max_launches is not None and launches >= self._max_launches:
+            return f"{self._max_launches} launches done (--trials)"
+        return None
 
 
-def _cut_by_budget(limits: Limits, budget_ends: float | None) -> bool:
-    return budget_ends is not None and time.monotonic() >= budget_ends - 1.0
+class _Teller:
+    """Passes what the loop does on to the progress display and the outputs."""
 
+    def __init__(self, progress: Progress, after_launch: Callable[[], object]) -> None:
+        self._progress = progress
+        self._after_launch = after_launch
 
-def _with_prediction(
-    record: TrialRecord, family: Family, number: int, folder: Path, study: Path, ended: Ended
-) -> TrialRecord:
-    estimate = family.rung(record.plan_object.micro_batch_size)
-    low, high = estimate.peak.interval_bytes
-    started = (folder / REQUEST_FILE).stat().st_mtime
-    return replace(
-        record,
-        launch=number,
-        predicted_bytes=estimate.peak.expected_bytes,
-        predicted_low_bytes=low,
-        predicted_high_bytes=high,
-        predicted_fit_probability=estimate.fit_probability,
-        predicted_step_s=estimate.time.step_s,
-        predicted_tokens_per_s=estimate.time.tokens_per_s,
-        predicted_verdict=str(estimate.verdict),
-        launch_s=ended.elapsed_s or None,
-        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        log_dir=str(folder.relative_to(study)),
-    )
+    def opened(self, launch: Launch, asked: Asked) -> None:
+        assert isinstance(launch, LiveLaunch)
+        sizes = ", ".join(str(rung.plan.micro_batch_size) for rung in asked.planned)
+        self._progress.launch_started(launch.number, f"{asked.family.name}, micro batch {sizes}")
+
+    def measured(self, record: TrialRecord) -> None:
+        self._progress.rung_done(record)
+
+    def closed(self, launch: Launch) -> None:
+        assert isinstance(launch, LiveLaunch)
+        self._progress.launch_done(launch.number)
+        self._after_launch()

@@ -19,7 +19,9 @@ import pytest
 pytest.importorskip("optuna")
 
 from autotune.planner import rank_plans
-from autotune.search.asker import JOURNAL_FILE, Asker
+from autotune.search.asker import JOURNAL_FILE, Asker, journal_of
+from autotune.search.policy import Charge, Offer, Stop
+from autotune.search.samplers import make_sampler
 from autotune.search.space import make_families
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
@@ -41,9 +43,11 @@ def _tell_a_ladder(folder: Path) -> list[TrialRecord]:
         load_model("tiny-qwen3"), Workload(), load_hardware("cpu", 2), load_strategies(["zero1"])
     )
     families = make_families(ranking.candidates)[0]
-    asker = Asker(folder, families, seed=0)
+    asker = Asker(journal_of(folder), families, make_sampler("tpe", families, seed=0), seed=0)
     asker.recover([])
-    family = asker.ask(families)
+    asked = asker.ask(Offer(rungs={family.name: family.ladder for family in families}))
+    assert not isinstance(asked, Stop)
+    family = asked.family
     outcomes = (Outcome.OK, Outcome.OK, Outcome.OOM)
     records = [
         TrialRecord(
@@ -58,7 +62,9 @@ def _tell_a_ladder(folder: Path) -> list[TrialRecord]:
             zip(family.ladder, outcomes, strict=False), start=1
         )
     ]
-    asker.tell(family, records)
+    for record in records:
+        asker.tell(family, record, Charge(seconds=1.0, opened=record is records[0]))
+    asker.abandon(family)
     return records
 
 

@@ -14,7 +14,9 @@ from optuna.storages.journal import JournalFileBackend  # noqa: E402
 from optuna.trial import TrialState  # noqa: E402
 
 from autotune.planner import rank_plans  # noqa: E402
-from autotune.search.asker import JOURNAL_FILE, Asker  # noqa: E402
+from autotune.search.asker import JOURNAL_FILE, Asker, journal_of  # noqa: E402
+from autotune.search.policy import Charge, Offer, Stop  # noqa: E402
+from autotune.search.samplers import make_sampler  # noqa: E402
 from autotune.search.space import Family, make_families  # noqa: E402
 from autotune.spec.hardware import load_hardware  # noqa: E402
 from autotune.spec.model import load_model  # noqa: E402
@@ -56,20 +58,39 @@ def by_plan(folder: Path):
     return {t.user_attrs["plan_id"]: t for t in told}
 
 
+def asker_of(folder: Path, families: Sequence[Family], *, seed: int = 0, sampler: str = "tpe"):
+    named = make_sampler(sampler, families, seed=seed)
+    return Asker(journal_of(folder), families, named, seed=seed)
+
+
+def ask(asker: Asker, families: Sequence[Family]) -> Family:
+    """Ask with every rung of the families open, and no launch under way."""
+    asked = asker.ask(Offer(rungs={family.name: family.ladder for family in families}))
+    assert not isinstance(asked, Stop)
+    assert asked.planned[0] is asked.estimate and asked.estimate in asked.family.ladder
+    return asked.family
+
+
+def tell(asker: Asker, family: Family, rows: Sequence[TrialRecord]) -> None:
+    for row in rows:
+        asker.tell(family, row, Charge(seconds=1.0, opened=row is rows[0]))
+    asker.abandon(family)
+
+
 def test_the_planners_best_families_come_first(tmp_path, families):
-    asker = Asker(tmp_path, families, seed=0)
+    asker = asker_of(tmp_path, families, seed=0)
     asker.recover([])
     for want in families[:3]:
-        assert asker.ask(families) is want
-        asker.tell(want, records(want, [Outcome.OK] * 9))
+        assert ask(asker, families) is want
+        tell(asker, want, records(want, [Outcome.OK] * 9))
 
 
 def test_every_rung_is_told_and_memory_is_a_constraint_not_a_failure(tmp_path, families):
-    asker = Asker(tmp_path, families, seed=0)
+    asker = asker_of(tmp_path, families, seed=0)
     asker.recover([])
-    family = asker.ask(families)
+    family = ask(asker, families)
     rows = records(family, [Outcome.OK, Outcome.OK, Outcome.OOM])
-    asker.tell(family, rows)
+    tell(asker, family, rows)
     told = by_plan(tmp_path)
     assert set(told) == {row.plan_id for row in rows}
     ok, _, oom = (told[row.plan_id] for row in rows)
@@ -80,21 +101,21 @@ def test_every_rung_is_told_and_memory_is_a_constraint_not_a_failure(tmp_path, f
 
 
 def test_a_crash_is_a_failure(tmp_path, families):
-    asker = Asker(tmp_path, families, seed=0)
+    asker = asker_of(tmp_path, families, seed=0)
     asker.recover([])
-    family = asker.ask(families)
+    family = ask(asker, families)
     (row,) = records(family, [Outcome.CRASHED])
-    asker.tell(family, [row])
+    tell(asker, family, [row])
     assert by_plan(tmp_path)[row.plan_id].state is TrialState.FAIL
 
 
 def test_a_dead_searchs_trial_is_closed_and_asked_again(tmp_path, families):
-    dead = Asker(tmp_path, families, seed=0)
+    dead = asker_of(tmp_path, families, seed=0)
     dead.recover([])
-    dead.tell(dead.ask(families), records(families[0], [Outcome.OK] * 9))
-    asked = dead.ask(families[1:])  # and it dies here
+    tell(dead, ask(dead, families), records(families[0], [Outcome.OK] * 9))
+    asked = ask(dead, families[1:])  # and it dies here
     assert [t.state for t in trials(tmp_path)].count(TrialState.RUNNING) == 1
-    again = Asker(tmp_path, families, seed=0)
+    again = asker_of(tmp_path, families, seed=0)
     assert again.recover(records(families[0], [Outcome.OK] * 9)) == 1
     assert TrialState.RUNNING not in [t.state for t in trials(tmp_path)]
     waiting = [t for t in trials(tmp_path) if t.state is TrialState.WAITING]
@@ -102,22 +123,22 @@ def test_a_dead_searchs_trial_is_closed_and_asked_again(tmp_path, families):
 
 
 def test_what_a_dead_search_recorded_but_never_told_is_told_once(tmp_path, families):
-    dead = Asker(tmp_path, families, seed=0)
+    dead = asker_of(tmp_path, families, seed=0)
     dead.recover([])
-    family = dead.ask(families)
+    family = ask(dead, families)
     rows = records(family, [Outcome.OK, Outcome.OOM])
     for _ in range(2):
-        Asker(tmp_path, families, seed=0).recover(rows)
+        asker_of(tmp_path, families, seed=0).recover(rows)
         assert set(by_plan(tmp_path)) == {row.plan_id for row in rows}
 
 
 def test_every_family_is_asked_though_the_sampler_repeats_itself(tmp_path, families):
     few = families[:4]
-    asker = Asker(tmp_path, few, seed=3)
+    asker = asker_of(tmp_path, few, seed=3)
     asker.recover([])
     left = list(few)
     while left:
-        family = asker.ask(left)
+        family = ask(asker, left)
         assert family in left
         left.remove(family)
-        asker.tell(family, records(family, [Outcome.OK] * 9))
+        tell(asker, family, records(family, [Outcome.OK] * 9))

@@ -39,6 +39,7 @@ def contract(name: str = "tiny-llama", **changes) -> Contract:
         memory_limit_bytes=None,
         datasets=[DatasetSource(path="Org/data", type="alpaca")],
         seed=7,
+        sampler="tpe",
     )  # fmt: skip
     return replace(base, **changes)
 

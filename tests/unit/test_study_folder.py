@@ -18,6 +18,7 @@ from autotune.spec.workload import Workload
 
 CONTRACT = Contract(
     seed=42,
+    sampler="tpe",
     model=load_model("tiny-qwen3"),
     base_model="tiny-qwen3",
     workload=Workload(),
@@ -51,6 +52,7 @@ def test_the_same_contract_resumes(tmp_path: Path):
         ({"hardware": load_hardware("cpu", 4)}, "hardware."),
         ({"datasets": [DatasetSource(path="x")]}, "datasets is [] there"),
         ({"recompute": ["none", "full"]}, "recompute is"),
+        ({"sampler": "random"}, 'sampler is "tpe" there, "random" here'),
         ({"micro_batches": [1]}, "micro_batches is null there, [1] here"),
     ],
 )
