@@ -22,6 +22,9 @@ from autotune.timing import Calibration
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
 
+_FAR_BELOW = 4
+"""A peak predicted this many times below the limit fits, whatever trials say of the prediction."""
+
 
 class Learner:
     """Judges estimates anew as trials finish, and keeps what they measured for later studies."""
@@ -90,7 +93,16 @@ class Learner:
         self._residuals = Residuals.known(self._ruler, [*self._earlier, *own])
 
     def judged(self, family: Family) -> Family:
-        """Return the family with its estimates under what is known by now."""
+        """Return the family with its estimates under what is known by now.
+
+        What takes a small part of the memory is not judged anew: no trial would change it.
+        """
+        limit = self._hardware.gpu.memory_bytes
+        if all(
+            _FAR_BELOW * e.peak.expected_bytes < limit and e.fit_probability > 0.9999
+            for e in family.ladder
+        ):
+            return family
         plan = family.ladder[0].plan
         bias, scale, degrees = self._residuals.predict_columns(
             [engine_label(plan)],

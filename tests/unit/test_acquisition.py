@@ -36,7 +36,7 @@ def options(num: int, **changes: object) -> Options:
 
 
 def belief(mean: list[float], sd: list[float]) -> Belief:
-    return Belief(mean=np.array(mean), sd=np.array(sd), scales=Scales())
+    return Belief(mean=np.array(mean), sd=np.array(sd), weights=np.ones(1))
 
 
 def choose(given: Options, believed: Belief, best: float | None) -> int:
@@ -116,12 +116,12 @@ def test_a_measured_plan_teaches_its_like_the_most(candidates):
     assert seen.sd[zero2[0]] < 0.03 < seen.sd[ddp[0]]
 
 
-def test_the_likelihood_chooses_small_scales_where_the_prediction_is_right(candidates):
+def test_the_likelihood_favours_small_scales_where_the_prediction_is_right(candidates):
     rungs = list(range(0, len(candidates), 2))
     right = believe(candidates, observed(rungs, [0.3] * len(rungs)))
     random = np.random.default_rng(1)
     wild = believe(candidates, observed(rungs, list(random.normal(0, 0.5, len(rungs)))))
-    assert right.scales.rung < wild.scales.rung
+    assert right.weights[0] > wild.weights[0] and right.weights[-1] < wild.weights[-1]
     assert right.sd.mean() < wild.sd.mean()
 
 
