@@ -48,8 +48,8 @@ class Scales:
 CHOICES = tuple(Scales().times(factor) for factor in (0.4, 0.8, 1.5, 2.5))
 """How good the time model may be here: from calibrated on this machine to formulas alone."""
 LAUNCH_NOISE = 0.06
-"""Between launches of one plan, which the steps inside a launch do not show. Settled on the landscape
-cpu2-s128, whose launches differ by 12%."""
+"""Between launches of one plan, which the steps inside a launch do not show. Settled on the
+landscape cpu2-s128, whose launches differ by 12%."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ class Learner:
         self._ruler: Ruler = ruler_of(on_cpu=hardware.gpu.is_cpu)
         self._earlier = known_rows(base, machine, self._ruler) if base else []
         self._own: dict[str, Entry] = {}
-        self._residuals = Residuals.known(self._ruler, self._earlier)
+        self._fitted: Residuals | None = None
         self._timer = timer_of(calibration)
         self._times = TimeResidual(known_times(base, machine, self._timer))
 
@@ -69,6 +69,14 @@ class Learner:
         machine = machine_fingerprint("cpu" if hardware.gpu.is_cpu else "cuda")
         return cls(model, workload, hardware, machine, KnowledgeBase.of_user(), calibration)
 
+    @property
+    def _residuals(self) -> Residuals:
+        """How far real memory lies from the predicted, by all that is known."""
+        if self._fitted is None:
+            own = [entry.row() for entry in self._own.values()]
+            self._fitted = Residuals.known(self._ruler, [*self._earlier, *own])
+        return self._fitted
+
     def log_correction(self, families: Iterable[Family]) -> dict[str, float]:
         """Return what earlier studies here add to each plan's log of the predicted step time.
 
@@ -89,8 +97,7 @@ class Learner:
         self._own |= {entry.plan_id: entry for entry in new}
         if self._base is not None:
             self._base.add(new)
-        own = [entry.row() for entry in self._own.values()]
-        self._residuals = Residuals.known(self._ruler, [*self._earlier, *own])
+        self._fitted = None  # until it is asked for: most studies are far from their limit
 
     def judged(self, family: Family) -> Family:
         """Return the family with its estimates under what is known by now.
@@ -99,7 +106,7 @@ class Learner:
         """
         limit = self._hardware.gpu.memory_bytes
         if all(
-            _FAR_BELOW * e.peak.expected_bytes < limit and e.fit_probability > 0.9999
+            _FAR_BELOW * e.peak.expected_bytes < limit and e.fit_probability > 0.999
             for e in family.ladder
         ):
             return family
