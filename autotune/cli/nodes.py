@@ -13,7 +13,7 @@ from autotune.errors import AutotuneError
 
 if TYPE_CHECKING:
     from autotune.search.space import Family
-    from autotune.search.tuner import Job
+    from autotune.search.job import Job
     from autotune.trial.nodes.leader import Leader
 
 _OWN_TO_A_HOST = {"node_rank", "out", "output_dir", "json", "run", "rdzv_timeout"}
