@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: the file's own")
     add_data_arguments(parser)
     run_group = parser.add_argument_group("overrides of the file")
+    run_group.add_argument(
+        "--deepspeed",
+        metavar="JSON",
+        help="a DeepSpeed file, or a preset by name: zero1, zero2 ... (docs/configs.md)",
+    )
     run_group.add_argument("--max-steps", type=positive_int, metavar="N")
     run_group.add_argument("--learning-rate", type=positive_number, metavar="LR")
     run_group.add_argument("--save-steps", type=positive_int, metavar="N")
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from autotune.training import TrainLog, train
     from autotune.trial.checkpoint import step_of
 
-    config = load_config(args.config)
+    config = load_config(args.config, {"deepspeed": args.deepspeed} if args.deepspeed else None)
     request = _request(args, config)
     assert request.train is not None
     resumed = request.train.resume_from

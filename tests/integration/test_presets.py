@@ -34,6 +34,7 @@ PLANS = {
     "zero3.json": (3, False, False),
     "zero3_bf16.json": (3, False, False),
     "zero3_bf16_cpuoffload_params.json": (3, False, True),
+    "zero3_bf16_cpuoffload_optimizer.json": (3, True, False),
     "zero3_bf16_cpuoffload_all.json": (3, True, True),
 }
 QUICK = ("zero1_torch_compile.json",)
