@@ -24,6 +24,9 @@ VERBS = {
     "plan": ("autotune.cli.plan", "rank configurations by prediction; no GPU needed"),
     "estimate": ("autotune.cli.estimate", "predict memory and time of one configuration"),
     "capacity": ("autotune.cli.capacity", "which GPUs, how many, how long, at what cost"),
+    "migrate": ("autotune.cli.migrate", "turn a configuration from FSDP1 to FSDP2"),
+    "fetch": ("autotune.cli.fetch", "copy the shipped DeepSpeed presets into a folder"),
+    "explain": ("autotune.cli.explain", "what a rule's code means and what to do about it"),
     "report": ("autotune.cli.report", "write the CSV and HTML of a search again"),
 }
 _TRAIN_EXTRA = frozenset(

@@ -9,7 +9,7 @@ import autotune
 
 PACKAGE = Path(autotune.__file__).parent
 LAYERS = [
-    {"errors", "units", "resources"},
+    {"errors", "units", "resources", "explanations"},
     {"plan"},
     {"spec"},
     {"rules"},
@@ -17,7 +17,7 @@ LAYERS = [
     {"planner", "calibrate"},
     {"trial"},
     {"config"},
-    {"emit"},
+    {"emit", "migrate"},
     {"search", "training", "capacity"},
     {"report"},
     {"cli", "__main__"},
