@@ -118,19 +118,22 @@ class RunConfig:
         return self.autotune.num_gpus
 
 
-def load_config(path: Path, *, any_family: bool = False) -> RunConfig:
+def load_config(
+    path: Path, overrides: Mapping[str, Any] | None = None, *, any_family: bool = False
+) -> RunConfig:
     """Read an Axolotl configuration; what is not used is named once, on the log `autotune`.
 
     Args:
-        path: of the YAML file.
-        any_family: whether a model will do whose family was not checked in training.
+        path: Of the YAML file.
+        overrides: Top-level keys that count in place of the file's own, as flags of a command do.
+        any_family: Whether a model will do whose family was not checked in training.
 
     Raises:
         AutotuneError: a missing or malformed file, an unknown key (with the nearest known one), a
             value that is not allowed, or a setting that is not run here.
     """
     where = str(path)
-    given = read_yaml_mapping(path)
+    given = read_yaml_mapping(path) | dict(overrides or {})
     catalogue = key_catalogue()
     check_known(given, catalogue.top_level, where)
     check_nested(given, catalogue.nested_keys, where)
