@@ -24,6 +24,8 @@ VERBS = {
     "plan": ("autotune.cli.plan", "rank configurations by prediction; no GPU needed"),
     "estimate": ("autotune.cli.estimate", "predict memory and time of one configuration"),
     "capacity": ("autotune.cli.capacity", "which GPUs, how many, how long, at what cost"),
+    "export": ("autotune.cli.export", "write a configuration's plan in another tool's words"),
+    "import": ("autotune.cli.import_", "read an accelerate, DeepSpeed or Axolotl configuration"),
     "report": ("autotune.cli.report", "write the CSV and HTML of a search again"),
 }
 _TRAIN_EXTRA = frozenset(

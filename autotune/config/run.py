@@ -125,8 +125,17 @@ def load_config(path: Path) -> RunConfig:
         AutotuneError: a missing or malformed file, an unknown key (with the nearest known one), a
             value that is not allowed, or a setting that is not run here.
     """
+    return read_config(read_yaml_mapping(path), path)
+
+
+def read_config(given: Mapping[str, Any], path: Path) -> RunConfig:
+    """Read the keys of an Axolotl configuration, wherever they come from; see `load_config`.
+
+    Args:
+        given: The keys of the file.
+        path: What to call them in messages; relative paths in them may lie beside it.
+    """
     where = str(path)
-    given = read_yaml_mapping(path)
     catalogue = key_catalogue()
     check_known(given, catalogue.top_level, where)
     check_nested(given, catalogue.nested_keys, where)
