@@ -52,11 +52,12 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the export; warnings go to stderr."""
-    from autotune.cli.files import write_files
+    from autotune.cli.files import check_out, write_files
     from autotune.config import load_config
     from autotune.emit.job import job_of
     from autotune.emit.targets import TARGETS, export
 
+    check_out(args.out)
     config = load_config(args.config)
     num_gpus = args.gpus or config.num_gpus
     if num_gpus is None:

@@ -10,6 +10,16 @@ from pathlib import Path
 from autotune.errors import AutotuneError
 
 
+def check_out(path: Path | None) -> None:
+    """Refuse a folder where a file is meant, before its name is used.
+
+    Raises:
+        AutotuneError: `path` is a folder.
+    """
+    if path is not None and path.is_dir():
+        raise AutotuneError(f"--out {path} is a folder. Give the path of a file in it.")
+
+
 def write_files(files: Mapping[Path, str], *, force: bool) -> list[tuple[Path, str]]:
     """Write texts and return what was done to each path: written, replaced or unchanged.
 
@@ -32,8 +42,7 @@ def write_files(files: Mapping[Path, str], *, force: bool) -> list[tuple[Path, s
 
 def _state(path: Path, text: str) -> str:
     try:
-        if path.is_dir():
-            raise AutotuneError(f"--out {path} is a folder. Give the path of a file.")
+        check_out(path)
         if not path.exists():
             return "written"
         return "unchanged" if path.read_bytes() == text.encode() else "replaced"

@@ -10,10 +10,10 @@ stub = types.ModuleType("ring_flash_attn")
 stub.__spec__ = importlib.machinery.ModuleSpec("ring_flash_attn", None)
 sys.modules["ring_flash_attn"] = stub
 
-import yaml
-from axolotl.utils.config import prepare_plugins, validate_config
-from axolotl.utils.dict import DictDefault
-from axolotl.utils.distributed import _get_parallel_config_kwargs
+import yaml  # noqa: E402
+from axolotl.utils.config import prepare_plugins, validate_config  # noqa: E402
+from axolotl.utils.dict import DictDefault  # noqa: E402
+from axolotl.utils.distributed import _get_parallel_config_kwargs  # noqa: E402
 
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_node": 1, "compute_capability": "sm_90"}
 

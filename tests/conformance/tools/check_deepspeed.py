@@ -22,16 +22,16 @@ def answer(question):
         "micro_batch_size": read.train_micro_batch_size_per_gpu,
         "grad_accum_steps": read.gradient_accumulation_steps,
         "train_batch_size": read.train_batch_size,
-        "offload_optimizer": str(zero.offload_optimizer.device.value)
-        if zero.offload_optimizer
-        else None,
-        "offload_params": str(zero.offload_param.device.value) if zero.offload_param else None,
+        "offload_optimizer": device(zero.offload_optimizer),
+        "offload_params": device(zero.offload_param),
         "bucket": zero.reduce_bucket_size,
         "clipping": read.gradient_clipping,
-        "bf16": bool(getattr(read, "bfloat16_config", read).enabled)
-        if hasattr(read, "bfloat16_config")
-        else bool(read.bfloat16_enabled),
+        "bf16": bool(read.bfloat16_config.enabled),
     }
+
+
+def device(offload):
+    return None if offload is None else str(getattr(offload.device, "value", offload.device))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One environment a tool, under the cache folder: ``python -m tests.conformance.tools.environments``.
+"""``python -m tests.conformance.tools.environments``: one environment a tool, in the cache folder.
 
 Each holds the tool's wheel without its dependencies and the few packages its configuration code
 imports; the rest (torch, transformers, pydantic ...) comes from the environment this runs in, on a

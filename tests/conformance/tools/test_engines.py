@@ -1,4 +1,4 @@
-"""DeepSpeed's and accelerate's own code takes what is exported and shipped, and reads the plan in it.
+"""DeepSpeed's and accelerate's own code takes what is exported, and reads the plan in it.
 
 Both are in the training stack, so this runs in `make test`, too.
 """
