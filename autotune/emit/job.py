@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from autotune.config.run import RunConfig
+from autotune.emit.axolotl import base_model_of
 from autotune.plan import Plan, Recompute
 from autotune.spec.model import ModelSpec, load_model
 from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
@@ -60,7 +61,7 @@ def job_of(config: RunConfig, num_gpus: int, device: Device) -> Job:
     """
     own = load_model(config.base_model).tokenizer
     return Job(
-        base_model=config.base_model,
+        base_model=base_model_of(config.model),
         model=config.model,
         workload=config.workload_on(num_gpus),
         plan=config.plan(num_gpus),

