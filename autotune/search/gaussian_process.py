@@ -133,5 +133,3 @@ def _variance(candidates: Candidates, scales: Scales) -> Floats:
     slopes = scales.constant_slope**2 + num_traits * scales.trait_slope**2 + scales.family_slope**2
     variance: Floats = level + slopes * slope
     return variance
-
-
