@@ -78,7 +78,7 @@ conformance: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 conformance: export AUTOTUNE_CONFORMANCE := 1
 conformance: $(SETUP)
 	$(RUN) -m tests.conformance.tools.environments
-	$(PYTEST) tests/conformance/tools tests/conformance/test_export_round_trip.py
+	$(PYTEST) tests/conformance
 
 lint: $(SETUP)
 	$(RUN) -m ruff check .

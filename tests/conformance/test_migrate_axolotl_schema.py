@@ -11,7 +11,8 @@ import yaml
 
 from autotune.cli import main
 from autotune.migrate import Mesh, migrate
-from tests.conformance.tools import axolotl_says
+from tests.conformance.tools.ask import ask
+from tests.conformance.tools.environments import python_of
 from tests.unit.migrate_configs import make_config
 
 FOLDER = Path(__file__).parent / "axolotl"
@@ -72,7 +73,10 @@ def test_axolotl_takes_what_was_migrated(tmp_path: Path) -> None:
     refused = tmp_path / "refused.yml"
     refused.write_text(completed(f"base_model: a\nfsdp_version: 2\n{FORMS['bitsandbytes']}"
                                  "fsdp_config: {reshard_after_forward: true}\n"))  # fmt: skip
-    said = axolotl_says([*paths, wrong, refused])
+    asked = [*paths, wrong, refused]
+    questions = [{"file": str(path), "ranks": 8} for path in asked]
+    answers = ask(python_of("axolotl"), "check_axolotl.py", questions, tmp_path)
+    said = {path: each["error"] or "" for path, each in zip(asked, answers, strict=True)}
     # It does refuse: what stands in the file is looked at, and what FSDP2 cannot is noticed.
     assert "reshard_after_forward" in said.pop(wrong)
     assert "adamw_torch_8bit" in said.pop(refused)
