@@ -24,12 +24,13 @@ DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-b
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
-.PHONY: help venv demo test test-slow lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed bench-launch bench-search bench-search-full base-test profiles wheel clean
+.PHONY: help venv demo test test-slow conformance lint gpu bench-cli bench-overhead bench-report bench-memory bench-memory-speed bench-launch bench-search bench-search-full base-test profiles wheel clean
 
 help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
 	@echo 'make test            every test that needs no GPU and ends in minutes'
 	@echo 'make test-slow       the tests that take longer'
+	@echo 'make conformance  exports and best.yml given to Axolotl, torchtitan and LLaMA-Factory'
 	@echo 'make lint            ruff (rules and format) and mypy'
 	@echo 'make gpu             tests and a measured grid on the CUDA GPU here'
 	@echo 'make base-test       the wheel without extras: no torch'
@@ -70,6 +71,14 @@ test: $(SETUP)
 
 test-slow: $(SETUP)
 	$(PYTEST) tests -m 'slow and not gpu'
+
+# Each tool in an environment of its own under ~/.cache/autotune; one that cannot be installed is
+# skipped with the reason.
+conformance: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+conformance: export AUTOTUNE_CONFORMANCE := 1
+conformance: $(SETUP)
+	$(RUN) -m tests.conformance.tools.environments
+	$(PYTEST) tests/conformance
 
 lint: $(SETUP)
 	$(RUN) -m ruff check .

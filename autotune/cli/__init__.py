@@ -25,6 +25,11 @@ VERBS = {
     "estimate": ("autotune.cli.estimate", "predict memory and time of one configuration"),
     "capacity": ("autotune.cli.capacity", "which GPUs, how many, how long, at what cost"),
     "doctor": ("autotune.cli.doctor", "what this machine has, and how fast it is"),
+    "migrate": ("autotune.cli.migrate", "turn a configuration from FSDP1 to FSDP2"),
+    "fetch": ("autotune.cli.fetch", "copy the shipped DeepSpeed presets into a folder"),
+    "explain": ("autotune.cli.explain", "what a rule's code means and what to do about it"),
+    "export": ("autotune.cli.export", "write a configuration's plan in another tool's words"),
+    "import": ("autotune.cli.import_", "read an accelerate, DeepSpeed or Axolotl configuration"),
     "report": ("autotune.cli.report", "write the CSV and HTML of a search again"),
 }
 _TRAIN_EXTRA = frozenset(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.cli.import_ import add_starting_point_arguments, starting_point_from
 from autotune.cli.options import (
     add_hardware_arguments,
     add_knowledge_argument,
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.yml", help="an Axolotl configuration")
+    parser.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG.yml",
+        help="an Axolotl configuration; or, with --model, accelerate's or a DeepSpeed JSON",
+    )
     add_hardware_arguments(parser)
+    add_starting_point_arguments(parser)
     add_knowledge_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout instead of tables"
@@ -40,14 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the estimate; 2 when the configuration breaks a rule."""
     from autotune.calibrate.store import calibration_for
-    from autotune.config import load_config
+    from autotune.config.foreign import FileKind, load_any
     from autotune.memory.advice import advise, legal_changes, profiles_needed
     from autotune.memory.knowledge import residuals_for
     from autotune.memory.profiles import activation_profiles
     from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
 
-    config = load_config(args.config, any_family=True)
+    loaded = load_any(args.config, starting_point_from(args), any_family=True)
+    if loaded.kind is not FileKind.AXOLOTL:
+        sys.stderr.write(f"{args.config}: read as {loaded.kind} configuration\n")
+    config = loaded.config
     limit = memory_limit_from(args)
     hardware = (
         load_hardware(args.gpu_type, args.gpus, limit)

@@ -12,8 +12,8 @@ from autotune.cli.options import positive_int
 from autotune.errors import AutotuneError
 
 if TYPE_CHECKING:
+    from autotune.search.job import Job
     from autotune.search.space import Family
-    from autotune.search.tuner import Job
     from autotune.trial.nodes.leader import Leader
 
 _OWN_TO_A_HOST = {"node_rank", "out", "output_dir", "json", "run", "rdzv_timeout"}

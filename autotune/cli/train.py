@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="default: the file's own")
     add_data_arguments(parser)
     run_group = parser.add_argument_group("overrides of the file")
+    run_group.add_argument(
+        "--deepspeed",
+        metavar="JSON",
+        help="a DeepSpeed file, or a preset by name: zero1, zero2 ... (docs/configs.md)",
+    )
     run_group.add_argument("--max-steps", type=positive_int, metavar="N")
     run_group.add_argument("--learning-rate", type=positive_number, metavar="LR")
     run_group.add_argument("--save-steps", type=positive_int, metavar="N")
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from autotune.training import TrainLog, train
     from autotune.trial.checkpoint import step_of
 
-    config = load_config(args.config)
+    config = load_config(args.config, {"deepspeed": args.deepspeed} if args.deepspeed else None)
     request = _request(args, config)
     num_gpus = request.plan_object().world_size
     if follow_if_told(args, num_gpus, request.device):

@@ -22,6 +22,11 @@ def preset_names() -> list[str]:
                   if entry.name.endswith(".json"))  # fmt: skip
 
 
+def preset_text(name: str) -> str:
+    """Return a shipped preset as it stands in its file."""
+    return (data_dir(PRESET_FOLDER) / name).read_text(encoding="utf-8")
+
+
 def find_deepspeed(value: object, folder: Path, where: str) -> tuple[dict[str, Any], str]:
     """Return the DeepSpeed mapping that `deepspeed:` stands for, and what to call it in messages.
 

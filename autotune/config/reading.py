@@ -36,7 +36,19 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     Raises:
         AutotuneError: missing file, malformed YAML (line and column, counted from 1), no mapping.
     """
-    text = read_text(path)
+    return parse_yaml_mapping(read_text(path), path)
+
+
+def parse_yaml_mapping(text: str, path: Path) -> dict[str, Any]:
+    """Read YAML text whose top level maps text keys to values.
+
+    Args:
+        text: The text.
+        path: What to call it in messages.
+
+    Raises:
+        AutotuneError: malformed YAML (line and column, counted from 1), no mapping.
+    """
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from autotune.config.block import AutotuneBlock
@@ -28,6 +28,8 @@ def emit_axolotl(
     device: Literal["cuda", "cpu"] = "cuda",
     autotune: AutotuneBlock | None = None,
     file_name: str = "best.yml",
+    base_model: str | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the YAML text of a configuration that trains `plan`.
 
@@ -46,9 +48,11 @@ def emit_axolotl(
         device: Decides whether offloaded states are pinned in host memory.
         autotune: The block of our own.
         file_name: Named in the header's command.
+        base_model: As the file says it; None takes the model's own.
+        extra: Further keys, as they are.
     """
     train = train or TrainSettings()
-    keys: dict[str, Any] = {"base_model": base_model_of(model)}
+    keys: dict[str, Any] = {"base_model": base_model or base_model_of(model)}
     keys |= data_keys(datasets, test_datasets, train)
     keys |= workload_keys(workload)
     keys |= {
@@ -60,6 +64,7 @@ def emit_axolotl(
     keys |= _mesh(plan)
     keys |= schedule_keys(train)
     keys |= {"output_dir": output_dir, "seed": seed}
+    keys |= extra or {}
     if autotune is not None:
         keys["autotune"] = autotune.model_dump(mode="json", exclude_defaults=True)
     return _header(model, plan, autotune, file_name) + yaml_text(keys)
@@ -116,7 +121,8 @@ def _mesh(plan: Plan) -> dict[str, Any]:
     if plan.cp > 1:
         # Axolotl's context parallelism takes FlashAttention 2 alone.
         keys |= {"context_parallel_size": plan.cp, "attn_implementation": "flash_attention_2"}
-    if plan.cp > 1 or hybrid:
+    if hybrid or (plan.cp > 1 and plan.engine is not Engine.DEEPSPEED):
+        # With DeepSpeed Axolotl refuses dp_shard_size at the start, and fills it rightly itself.
         keys |= {"dp_shard_size": plan.dp_shard, "dp_replicate_size": plan.dp_replicate}
     return keys
 

@@ -34,6 +34,7 @@ PLANS = {
     "zero3.json": (3, False, False),
     "zero3_bf16.json": (3, False, False),
     "zero3_bf16_cpuoffload_params.json": (3, False, True),
+    "zero3_bf16_cpuoffload_optimizer.json": (3, True, False),
     "zero3_bf16_cpuoffload_all.json": (3, True, True),
 }
 QUICK = ("zero1_torch_compile.json",)
@@ -80,6 +81,39 @@ def test_deepspeed_accepts_every_preset_that_transformers_has_filled() -> None:
     }
 
 
+def write_config(folder: Path, corpus: Path, **more: object) -> Path:
+    values = {
+        "base_model": str(write_model(folder / "model", num_hidden_layers=1)),
+        "datasets": [{"path": str(corpus), "type": "completion"}],
+        "sequence_len": 64,
+        "sample_packing": True,
+        "micro_batch_size": 2,
+        "learning_rate": 0.003,
+        "lr_scheduler": "constant",
+        "max_steps": 3,
+        "bf16": "auto",
+        "output_dir": str(folder / "out"),
+    } | more
+    config = folder / "config.yml"
+    config.write_text(yaml.safe_dump(values))
+    return config
+
+
+def test_zero3_on_one_gpu_needs_no_environment(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What other launchers set for DeepSpeed is not the user's business here."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    config = write_config(tmp_path, corpus, max_steps=1)
+    flags = ("--deepspeed", "zero3_bf16", "--gpus", "1", "--device", "cpu", "--json")
+    done = autotune("train", str(config), *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    asserted = json.loads(done.stdout)["asserted"]
+    assert (asserted["engine"], asserted["zero_stage"]) == ("deepspeed", 3)
+    assert asserted["groups"]["world"] == 1
+
+
 @pytest.mark.parametrize(
     "preset",
     [
@@ -89,21 +123,7 @@ def test_deepspeed_accepts_every_preset_that_transformers_has_filled() -> None:
 )
 def test_a_file_by_hand_trains_with_the_preset(preset: str, tmp_path: Path, corpus: Path) -> None:
     out = tmp_path / "out"
-    values = {
-        "base_model": str(write_model(tmp_path / "model", num_hidden_layers=1)),
-        "datasets": [{"path": str(corpus), "type": "completion"}],
-        "sequence_len": 64,
-        "sample_packing": True,
-        "micro_batch_size": 2,
-        "learning_rate": 0.003,
-        "lr_scheduler": "constant",
-        "max_steps": 3,
-        "bf16": "auto",
-        "deepspeed": f"deepspeed_configs/{preset}",
-        "output_dir": str(out),
-    }
-    config = tmp_path / "config.yml"
-    config.write_text(yaml.safe_dump(values))
+    config = write_config(tmp_path, corpus, deepspeed=f"deepspeed_configs/{preset}")
     done = autotune("train", str(config), "--json", "--gpus", "2", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

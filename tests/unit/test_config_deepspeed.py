@@ -47,6 +47,7 @@ def refusal(load, deepspeed, **extra) -> str:
         ("zero3.json", "zero3"),
         ("zero3_bf16.json", "zero3"),
         ("zero3_bf16_cpuoffload_params.json", "zero3_offload_params_only"),
+        ("zero3_bf16_cpuoffload_optimizer.json", "zero3_offload_optimizer"),
         ("zero3_bf16_cpuoffload_all.json", "zero3_offload_params"),
     ],
 )

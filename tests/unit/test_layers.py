@@ -9,7 +9,7 @@ import autotune
 
 PACKAGE = Path(autotune.__file__).parent
 LAYERS = [
-    {"errors", "units", "resources"},
+    {"errors", "units", "resources", "explanations"},
     {"plan"},
     {"spec"},
     {"rules"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"trial"},
     {"calibrate"},
     {"config"},
-    {"emit"},
+    {"emit", "migrate"},
     {"search", "training", "capacity"},
     {"report"},
     {"cli", "__main__"},

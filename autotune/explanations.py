@@ -1,0 +1,167 @@
+"""What each rule's code means, why it is a rule and what to do: for `explain` and docs/rules.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """One code, in words that hold for every plan that breaks it; a `Violation` has the numbers."""
+
+    refused: str
+    """What breaks the rule."""
+    why: str
+    """What would happen otherwise."""
+    source: str
+    """Where that can be read or seen."""
+    do: str
+    """How to get a plan that runs."""
+
+
+EXPLANATIONS: dict[str, Explanation] = {
+    "AT101": Explanation(
+        refused="the mesh `dp_replicate x dp_shard x cp x tp` is not the number of GPUs",
+        why="every rank has one place in the mesh",
+        source="accelerate.ParallelismConfig refuses another product; Axolotl divides and rounds",
+        do="Choose degrees whose product is the number of GPUs, or leave dp_shard_size out: it is "
+        "filled.",
+    ),
+    "AT102": Explanation(
+        refused="the sequence-parallel degree does not divide the number of GPUs",
+        why="sequence groups are all alike",
+        source="accelerate.ParallelismConfig; Axolotl 0.19 does not check it",
+        do="Choose context_parallel_size (search: --sequence-parallel) among the divisors.",
+    ),
+    "AT103": Explanation(
+        refused="the global batch does not divide over the data-parallel ranks",
+        why="the global batch is held exactly",
+        source="docs/numerics.md",
+        do="Choose a global batch that is a multiple of dp_replicate x dp_shard, or another number "
+        "of GPUs or degree of sequence parallelism.",
+    ),
+    "AT104": Explanation(
+        refused="micro batch x data-parallel ranks x accumulation is not the global batch",
+        why="the global batch is held exactly",
+        source="docs/numerics.md",
+        do="Choose micro_batch_size x gradient_accumulation_steps = global batch / data-parallel "
+        "ranks.",
+    ),
+    "AT105": Explanation(
+        refused="the sequence length does not divide by the sequence-parallel degree",
+        why="each rank holds an equal part",
+        source="arXiv:2309.14509 (DeepSpeed Ulysses)",
+        do="Choose a sequence_len that is a multiple of the degree, or another degree.",
+    ),
+    "AT106": Explanation(
+        refused="attention or key-value heads do not divide by the sequence-parallel degree",
+        why="Ulysses swaps tokens for heads (arXiv:2309.14509)",
+        source="arXiv:2309.14509; the model's config.json has the two numbers of heads",
+        do="Choose a degree that divides both numbers of heads.",
+    ),
+    "AT107": Explanation(
+        refused="hybrid sharding (FSDP2 with `dp_replicate` above 1) with `dp_shard` 1",
+        why="it would be a slower DDP",
+        source="torch.distributed.fsdp.fully_shard: a mesh of one shard gathers what is there",
+        do="Use ddp or fsdp2, or at least 4 data-parallel ranks: 2 copies of 2 shards.",
+    ),
+    "AT108": Explanation(
+        refused="FSDP2 that shards nothing on several ranks",
+        why="it would be a slower DDP; on one rank it runs",
+        source="accelerate 1.15 refuses FSDP2 with dp_shard 1 and cp 1 (accelerate#3798)",
+        do="Use ddp, or dp_shard above 1.",
+    ),
+    "AT109": Explanation(
+        refused="a ZeRO stage outside 1 to 3 on DeepSpeed, or any on another engine",
+        why="only DeepSpeed has stages, and stage 0 shards nothing",
+        source="deepspeed/runtime/zero/config.py (DeepSpeed 0.19.8)",
+        do="Use stage 1, 2 or 3 with DeepSpeed, and 0 elsewhere; without sharding use ddp.",
+    ),
+    "AT110": Explanation(
+        refused="parameter offload below ZeRO-3, or one of FSDP2's two offloads alone",
+        why="the engines cannot",
+        source="deepspeed/runtime/zero/config.py: offload_param is valid with stage 3 alone; "
+        "torch.distributed.fsdp.CPUOffloadPolicy moves parameters, gradients and states together",
+        do="Use ZeRO-3, or offload the optimizer alone; with FSDP2 offload_params: true.",
+    ),
+    "AT111": Explanation(
+        refused="DDP with shards or offload",
+        why="DDP keeps everything on every rank",
+        source="torch.nn.parallel.DistributedDataParallel",
+        do="Use dp_shard 1 without offload, or zero1 to zero3, or fsdp2.",
+    ),
+    "AT112": Explanation(
+        refused="DeepSpeed with `dp_replicate` above 1",
+        why="ZeRO shards over all data-parallel ranks",
+        source="deepspeed/runtime/engine.py (DeepSpeed 0.19.8)",
+        do="Use dp_replicate 1, or hsdp, which shards inside a node and copies between nodes.",
+    ),
+    "AT113": Explanation(
+        refused="LoRA targets that are no projection of the model, or none",
+        why="nothing would train",
+        source="peft looks for modules of that name; experts are stacked parameters, no modules",
+        do="Name projections the model has (the message lists them), or write lora_target_linear: "
+        "true.",
+    ),
+    "AT114": Explanation(
+        refused="a LoRA rank above the smallest side of a target",
+        why="the product could not have that rank",
+        source="arXiv:2106.09685, section 4.1: r is below both sides",
+        do="Use a smaller lora_r, or leave the small projection out.",
+    ),
+    "AT115": Explanation(
+        refused="tensor parallelism",
+        why="not supported",
+        source="README.md, What it does not do yet",
+        do="Use tp 1; sequence parallelism shortens the sequences a rank holds.",
+    ),
+    "AT116": Explanation(
+        refused="sequence parallelism on a strategy whose file says "
+        "`supports_sequence_parallel: false`",
+        why="its author says so",
+        source="the strategy's file",
+        do="Use cp 1, or another strategy.",
+    ),
+    "AT117": Explanation(
+        refused="LoRA on a strategy whose file says `supports_lora: false`",
+        why="its author says so",
+        source="the strategy's file",
+        do="Train all parameters, or use another strategy.",
+    ),
+    "AT119": Explanation(
+        refused="LoRA dropout above 0 with FSDP2 and recompute",
+        why="accelerate 1.15 checkpoints with `preserve_rng_state=False`",
+        source="accelerate/utils/fsdp_utils.py (1.15): forward and backward would drop different "
+        "values",
+        do="Set lora_dropout to 0, or leave recomputation out.",
+    ),
+    "AT120": Explanation(
+        refused="a config with `output_router_logits: true`",
+        why="the routers' balancing loss is not added (see below)",
+        source="docs/rules.md, Experts and the balancing loss",
+        do="Set output_router_logits to false in the model's config.json.",
+    ),
+    "AT121": Explanation(
+        refused="dropout or router noise in the model's config with FSDP2 and recompute",
+        why="as AT119",
+        source="as AT119",
+        do="Set the dropouts and the noise to 0 in the model's config.json, or leave recomputation "
+        "out.",
+    ),
+}
+RETIRED = {
+    "AT118": "refused sequences longer than a sliding window, which are masked now",
+}
+"""Codes of rules that went, which stay unused, and what each was."""
+
+
+def rules_table() -> str:
+    """Return the table of docs/rules.md; benchmarks/write_rules_table.py puts it there."""
+    rows = [f"| {code} | {each.refused} | {each.why} |" for code, each in EXPLANATIONS.items()]
+    table = ["| Code | Refused | Why |", "| --- | --- | --- |", *rows]
+    return "\n".join(table) + "\n"
+
+
+def retired_lines() -> str:
+    """Return the lines of docs/rules.md about rules that went."""
+    return "".join(f"{code} is unused: it {what}.\n" for code, what in RETIRED.items())

@@ -1,0 +1,68 @@
+"""A sampled space of plans: every strategy that ships, laid out every way the rules allow."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from autotune.emit.job import Job
+from autotune.plan import Engine, Recompute
+from autotune.planner import make_plan
+from autotune.rules import check_plan, check_strategy
+from autotune.spec.hardware import load_hardware
+from autotune.spec.model import load_model
+from autotune.spec.strategy import load_strategies
+from autotune.spec.training import DatasetSource, TrainSettings
+from autotune.spec.workload import Lora, Precision, Workload
+
+SEED = 20
+COUNT = 500
+MODEL = load_model("tiny-qwen3")  # 4 key-value heads
+DATASETS = (DatasetSource(path="corpus.jsonl"),)
+
+
+def sample_jobs(count: int = COUNT, seed: int = SEED) -> list[Job]:
+    """Draw `count` different legal plans, each with a workload of its own."""
+    drawn: dict[str, Job] = {}
+    jobs = _draws(random.Random(seed))
+    while len(drawn) < count:
+        job = next(jobs)
+        drawn.setdefault(job.plan.id, job)
+    return list(drawn.values())
+
+
+def _draws(chance: random.Random) -> Iterator[Job]:
+    strategies = load_strategies(None)
+    while True:
+        strategy = chance.choice(strategies)
+        hardware = load_hardware("h100-sxm", chance.choice([1, 2, 3, 4, 6, 8, 16]), None)
+        plan = make_plan(
+            strategy,
+            hardware,
+            cp=chance.choice([1, 1, 2, 4]),
+            recompute=chance.choice(list(Recompute)),
+            micro_batch_size=chance.choice([1, 2, 3, 4, 8]),
+            grad_accum_steps=chance.choice([1, 2, 3, 8, 17]),
+        )
+        if plan.engine is Engine.DEEPSPEED:
+            plan = replace(plan, bucket_elements=chance.choice([0, 0, 1_000_000, 12_345]))
+        workload = Workload(
+            seq_len=chance.choice([512, 4096]),
+            global_batch_size=plan.global_batch_size,
+            optimizer=chance.choice(["adamw", "sgd"]),
+            precision=chance.choice(list(Precision)),
+            packing=chance.random() < 0.5,
+            adapter=Lora(r=8) if chance.random() < 0.3 else None,
+        )
+        broken = check_plan(plan, MODEL, workload, hardware)
+        if broken or check_strategy(strategy, workload, plan.cp):
+            continue
+        yield Job(
+            base_model="tiny-qwen3",
+            model=MODEL,
+            workload=workload,
+            plan=plan,
+            train=TrainSettings(max_grad_norm=chance.choice([0.5, 1.0])),
+            datasets=DATASETS,
+        )

@@ -1,0 +1,1 @@
+"""Exports given to the tools themselves; `make conformance` installs them first."""
