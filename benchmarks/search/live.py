@@ -5,7 +5,7 @@
 Searches the demo's space on 2 CPU ranks, confirmation included, then launches every configuration
 of it by itself from fresh processes, as a user without a search would: the same runner, steps
 and stop by interval. The winner's regret is judged by the single launches. Then the fastest plans
-of the search are trained with ``autotune train``, in turns, and what the search reported is compared
+of the search are trained with ``autotune train``, in turns; what the search reported is compared
 with what training does. Writes results/live.csv (a row a launch) and results/live_figures.csv.
 
 Takes about twenty minutes on two quiet cores. The same command goes on where it stopped.
