@@ -44,12 +44,12 @@ def engine_part(number: int, depth: int) -> Callable[[SweepSpec, SweepAnswer], N
             ),
             device=spec.device,
             out_dir=str(folder),
-            rungs=[Rung(micro_batch_size=batch, grad_accum_steps=2)],
+            rungs=[Rung(micro_batch_size=batch, grad_accum_steps=steps) for steps in (1, 2)],
             measurement=_MEASUREMENT,
         )
         trial = Answer(request)
         run_trial(request, trial)
-        once, twice = trial.result.rungs[0].accumulations
+        once, twice = (rung.accumulations[0] for rung in trial.result.rungs)
         answer.engines.append(
             EngineTimes(
                 model=spec.model.key,

@@ -76,11 +76,11 @@ def test_a_killed_rank_and_a_killed_search_lose_and_repeat_nothing(tmp_path: Pat
     )
     assert search.returncode == -signal.SIGKILL
     before = (study / "trials.jsonl").read_bytes()
-    killed_rank = records(study)
+    killed_rank = [row for row in records(study) if row["launch"] == 1]
     assert killed_rank[0]["outcome"] == "ok"
     assert killed_rank[-1]["outcome"] == "crashed"
     assert "rank 1 was killed by SIGKILL" in killed_rank[-1]["message"]
-    assert {row["launch"] for row in killed_rank} == {1}
+    assert {row["launch"] for row in records(study)} <= {1, 2}
     assert journal_states(study)["RUNNING"] == 1, "the search was killed with its trial open"
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
