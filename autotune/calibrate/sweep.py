@@ -25,9 +25,9 @@ from autotune.spec.hardware import HardwareSpec, detect_hardware
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Replicate, load_strategies
 from autotune.spec.workload import Precision, Workload
-from autotune.timing.calibration import Calibration, EngineTimes, engine_kind
+from autotune.timing.calibration import TRIED_CP, Calibration, EngineTimes, engine_kind
 from autotune.trial.launch import rank_environment
-from autotune.trial.native_ops import build_native_ops
+from autotune.trial.native_ops import build_native_ops, needed_ops
 from autotune.trial.processes import kill_tagged
 from autotune.trial.protocol import ModelSource, Request, write_message
 
@@ -162,7 +162,7 @@ def _spec(
             depths=(max(1, deep // 4), max(2, deep)),
         )
         if engines and device == "cpu":
-            plans = engine_plans(hardware)
+            plans = engine_plans(hardware) + exchange_plans(hardware, model)
     return SweepSpec(
         device=device,
         num_ranks=hardware.num_gpus,
@@ -191,17 +191,26 @@ def pass_sizes(lengths: Sequence[int], most_tokens: int) -> tuple[tuple[int, int
 
 
 def engine_plans(hardware: HardwareSpec) -> list[Plan]:
-    """Return one plan of each kind of engine that keeps its states on the device."""
+    """Return one plan of each kind of engine."""
     found: dict[str, Plan] = {}
     for strategy in load_strategies():
-        if strategy.offload_optimizer or strategy.offload_params:
-            continue
         hybrid = strategy.replicate is Replicate.HYBRID
         if hybrid and (hardware.num_gpus < 4 or hardware.num_gpus % 2):
             continue
         plan = make_plan(strategy, hardware, grad_accum_steps=2)
         found.setdefault(engine_kind(plan), plan)
     return list(found.values())
+
+
+def exchange_plans(hardware: HardwareSpec, model: ModelSpec) -> list[Plan]:
+    """Return DDP with split sequences at few and at many tokens; none where heads do not divide."""
+    if hardware.num_gpus % TRIED_CP or model.num_kv_heads % TRIED_CP:
+        return []
+    (ddp,) = load_strategies(["ddp"])
+    return [
+        make_plan(ddp, hardware, cp=TRIED_CP, micro_batch_size=batch, grad_accum_steps=2)
+        for batch in _BATCHES
+    ]
 
 
 def _run(spec: SweepSpec, folder: Path, places: Places | None) -> list[str]:
@@ -211,11 +220,10 @@ def _run(spec: SweepSpec, folder: Path, places: Places | None) -> list[str]:
         What cut the sweep short, if anything did: the parts before that count.
     """
     write_message(spec, folder / SPEC_FILE)
-    for plan in map(Plan.from_dict, spec.strategies):
-        if plan.engine is Engine.DEEPSPEED:
-            # Once a machine, and before the deadline runs: the compiler takes a minute.
-            build_native_ops(_request(spec, plan), folder / "build")
-            break
+    plans = [Plan.from_dict(plan) for plan in spec.strategies]
+    for plan in {tuple(needed_ops(plan, spec.device)): plan for plan in plans}.values():
+        # Once a machine, and before the deadline runs: the compiler takes a minute.
+        build_native_ops(_request(spec, plan), folder / "build")
     tag = f"sweep-{os.getpid()}-{time.time_ns()}"
     variables = rank_environment(_request(spec, _ANY_PLAN), folder, tag, spec.num_ranks)
     if places is not None:

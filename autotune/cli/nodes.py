@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autotune.cli.options import positive_int
+from autotune.cli.options import positive_int, whole_number
 from autotune.errors import AutotuneError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--node-rank",
-        type=int,
+        type=whole_number,
         metavar="K",
         help="which host this is, 0 leads (default: by address and order of coming)",
     )

@@ -20,6 +20,13 @@ GPU_TYPE_HELP = (
 )
 
 
+def whole_number(text: str) -> int:
+    """Read a number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 is needed")
+    return int(text)
+
+
 def positive_int(text: str) -> int:
     """Read a whole number above 0; argparse turns the error into its message."""
     try:

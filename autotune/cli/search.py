@@ -27,6 +27,7 @@ from autotune.cli.options import (
     positive_int,
     seed_number,
     use_knowledge,
+    whole_number,
     workload_from,
 )
 from autotune.errors import AutotuneError, NothingFitsError
@@ -134,13 +135,6 @@ def percentage(text: str) -> float:
     if not 0 <= value < 100:
         raise argparse.ArgumentTypeError(f"{text!r}: a percentage from 0 to below 100 is needed")
     return value / 100
-
-
-def whole_number(text: str) -> int:
-    """Read a number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 is needed")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

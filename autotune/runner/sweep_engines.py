@@ -10,7 +10,7 @@ from pathlib import Path
 from autotune.calibrate.spec import SweepAnswer, SweepSpec
 from autotune.plan import Plan
 from autotune.spec.workload import Workload
-from autotune.timing.calibration import EnginePoint, EngineTimes, engine_kind
+from autotune.timing.calibration import EXCHANGED, EnginePoint, EngineTimes, engine_kind
 from autotune.trial.protocol import Measurement, ModelSource, Request, Rung
 
 _MEASUREMENT = Measurement(warmup_steps=2, min_steps=4, max_steps=8, target_seconds=0.8)
@@ -26,7 +26,7 @@ def engine_part(number: int, depth: int) -> Callable[[SweepSpec, SweepAnswer], N
 
         assert spec.model is not None
         plan = Plan.from_dict(spec.strategies[number])
-        batch, seq_len = spec.sizes[0]
+        batch, seq_len = plan.micro_batch_size, spec.sizes[0][1]
         folder = Path(spec.folder) / f"engine-{number}-{depth}"
         folder.mkdir(exist_ok=True)
         os.environ["AUTOTUNE_LAUNCH_DIR"] = str(folder)
@@ -55,7 +55,7 @@ def engine_part(number: int, depth: int) -> Callable[[SweepSpec, SweepAnswer], N
                 model=spec.model.key,
                 precision=precision,
                 packing=spec.packing,
-                strategy=engine_kind(plan),
+                strategy=engine_kind(plan) + (EXCHANGED if plan.cp > 1 else ""),
                 num_ranks=spec.num_ranks,
                 points=(
                     EnginePoint(

@@ -140,7 +140,7 @@ class EngineTimes(_Part):
     precision: Precision
     packing: bool
     strategy: str
-    """Of `engine_kind`."""
+    """Of `engine_kind`, with `EXCHANGED` behind it where sequences were split."""
     num_ranks: int = Field(ge=1)
     points: tuple[EnginePoint, ...] = Field(min_length=1)
 
@@ -227,6 +227,12 @@ class Calibration(_Part):
             if known == wanted:
                 return times
         return None
+
+
+TRIED_CP = 2
+"""The sequence-parallel degree an engine is tried with."""
+EXCHANGED = "-cp"
+"""After an `engine_kind`: tried with sequences split over `TRIED_CP` ranks."""
 
 
 def engine_kind(plan: Plan) -> str:

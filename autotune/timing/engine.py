@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from autotune.memory.activations import regime_of
 from autotune.memory.knowledge import model_key
-from autotune.plan import Plan
+from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
-from autotune.timing.calibration import Calibration, engine_kind
+from autotune.timing.calibration import EXCHANGED, TRIED_CP, Calibration, engine_kind
+from autotune.timing.passes import nonnegative_fit
 
 Array = NDArray[np.float64]
 
@@ -49,6 +50,48 @@ def engine_extra(
     each = max(0.0, point.step_twice_s - point.step_s - expected) * deeper
     once = max(0.0, 2 * point.step_s - point.step_twice_s) * deeper
     return np.asarray(numbers[:, 1] * each + once, float)
+
+
+def exchange_tried(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    numbers: Array,
+    hardware: HardwareSpec,
+    calibration: Calibration | None,
+) -> Array | None:
+    """Return the seconds sequence parallelism adds to a micro-step, ``[plans]``, as it was tried.
+
+    What DDP over halved sequences took beyond its passes and beyond what DDP takes anyway, as an
+    amount a micro-step and an amount a token: the exchanges, and what whole-sequence attention
+    costs besides, such as its mask. Recomputation does the forward half again.
+
+    Returns:
+        None where no plan is sequence-parallel, or none was tried on so many ranks.
+    """
+    if calibration is None or not hardware.gpu.is_cpu or workload.adapter is not None:
+        return None
+    key, cp = model_key(model), numbers[:, 4]
+    ddp = Plan(strategy="ddp", engine=Engine.DDP)
+    passes = calibration.passes(key, regime_of(ddp, workload.precision), packing=workload.packing)
+    alone = calibration.engine(key, workload, engine_kind(ddp), plan.world_size)
+    tried = calibration.engine(key, workload, engine_kind(ddp) + EXCHANGED, plan.world_size)
+    if (cp == 1).all() or passes is None or alone is None or tried is None:
+        return None
+    known = []
+    for point in tried.points:
+        tokens = point.micro_batch_size * point.seq_len / TRIED_CP
+        own = passes.seconds(point.layers, tokens, point.seq_len)
+        known.append((tokens, point.step_twice_s - point.step_s - own, point.layers))
+    base = max(alone.points, key=lambda p: p.layers)
+    tokens = base.micro_batch_size * base.seq_len
+    hooks = base.step_twice_s - base.step_s - passes.seconds(base.layers, tokens, base.seq_len)
+    sizes = np.array([[layers, layers * tokens] for tokens, _, layers in known], float)
+    seconds = np.array([max(0.0, each - max(0.0, hooks)) for _, each, _ in known])
+    each_layer, each_token = nonnegative_fit(sizes, seconds)
+    per_layer = each_layer + each_token * numbers[:, 0] * workload.seq_len / cp
+    repeats = 1.5 if plan.recompute is Recompute.FULL else 1.0
+    return np.where(cp > 1, repeats * model.num_layers * per_layer, 0.0)
 
 
 def _parameters(model: ModelSpec, layers: int) -> float:

@@ -8,6 +8,7 @@ project's runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 from autotune.timing.calibration import Calibration
 from autotune.timing.compute import compute_of, layouts
-from autotune.timing.engine import engine_extra
+from autotune.timing.engine import engine_extra, exchange_tried
 from autotune.timing.estimate import (
     COMPONENTS,
     NO_COLD_START,
@@ -131,14 +132,18 @@ def _step(
     floor = np.maximum(0.0, steps * launches - passes - recomputed - exposed)
     optimizer, offload = optimizer_of(model, workload, plan, numbers, hardware, calibration)
     overhead = np.zeros(len(numbers))
+    tried = exchange_tried(model, workload, plan, numbers, hardware, calibration)
+    if tried is not None:
+        exposed += steps * (tried - traffic.blocking)
+        traffic = replace(traffic, blocking=tried)
     extra = engine_extra(model, workload, plan, numbers, hardware, calibration)
     if extra is not None:
         # The engine was tried: what the parts below say of it is scaled or filled up to that.
         exchange = steps * traffic.blocking
-        said = exposed - exchange + optimizer
+        said = exposed - exchange + optimizer + offload
         share = np.minimum(1.0, extra / np.maximum(said, 1e-12))
         exposed = exchange + share * (exposed - exchange)
-        optimizer = share * optimizer
+        optimizer, offload = share * optimizer, share * offload
         overhead = np.maximum(0.0, extra - said)
     return {
         "compute_s": passes,

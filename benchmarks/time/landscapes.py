@@ -42,7 +42,7 @@ from autotune.timing import Calibration, estimate_time_table
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "search" / "landscapes"
 RESULTS = HERE / "landscapes.csv"
-PLOT = HERE.parents[1] / "docs" / "time_landscapes.png"
+PLOT = HERE.parents[1] / "docs" / "images" / "time_landscapes.png"
 MEDIAN_TARGET, SPEARMAN_TARGET = 0.10, 0.9
 FORMULAS, CALIBRATED, REFITTED = "formulas", "calibrated", "refitted"
 

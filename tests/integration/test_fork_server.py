@@ -150,9 +150,7 @@ def waiting(folder: Path, **changes: Any) -> Request:
 
 
 def test_a_launch_measures_what_it_is_asked(server: ForkServer, tmp_path: Path) -> None:
-    with ConversationalLaunch(
-        waiting(tmp_path), tmp_path, LIMITS, starter=server
-    ) as launch:
+    with ConversationalLaunch(waiting(tmp_path), tmp_path, LIMITS, starter=server) as launch:
         first = launch.measure(Rung(micro_batch_size=1, grad_accum_steps=4))
         assert first.outcome is Outcome.OK, first.message
         assert first.measured_accum_steps == (4,) and not first.cut_short

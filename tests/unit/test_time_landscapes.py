@@ -25,6 +25,8 @@ FIELDS = ["round", "family", "plan", "outcome", "step_times_s"]
 @pytest.fixture(scope="module")
 def module():
     sys.path.insert(0, str(FOLDER))
+    # benchmarks/memory has a module of this name as well.
+    other = sys.modules.pop("published", None)
     try:
         spec = importlib.util.spec_from_file_location("time_landscapes", FOLDER / "landscapes.py")
         found = importlib.util.module_from_spec(spec)
@@ -33,6 +35,9 @@ def module():
         return found
     finally:
         sys.path.remove(str(FOLDER))
+        sys.modules.pop("published", None)
+        if other is not None:
+            sys.modules["published"] = other
 
 
 def story():
