@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.ranks import small_config
+from tests.integration.ranks import forking, small_config
 
 TEXTS = ["Tell me a story about the sea.", "The sea is wide, and the story is long.\n"] * 20
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One process that has imported everything starts the ranks of all tests that only run them."""
+    with forking(tmp_path_factory.mktemp("fork-server")):
+        yield
 
 
 @pytest.fixture(scope="module")

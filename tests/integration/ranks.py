@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
+from autotune.trial.forkserver import ForkServer
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.protocol import LOG_FILE, Measurement, ModelSource, Outcome, Request, Rung
 
 LIMITS = Limits(deadline_s=240, hang_s=120)
+_SERVERS: list[ForkServer] = []
 
 
 def small_config(**changes: Any) -> dict[str, Any]:
@@ -113,9 +117,19 @@ def run(request: Request, limits: Limits = LIMITS, **options: Any) -> Ended:
     return run_launch(request, folder, limits, **options)
 
 
+@contextmanager
+def forking(folder: Path) -> Iterator[None]:
+    """Let `run_well` fork its ranks meanwhile, as a search does: a cold start takes longer."""
+    # pytest says in the environment which test runs.
+    with ForkServer(folder, ignored=frozenset({"PYTEST_CURRENT_TEST"})) as server:
+        _SERVERS.append(server)
+        yield
+        _SERVERS.remove(server)
+
+
 def run_well(request: Request) -> Ended:
     """Run to the end, or fail the test with the rank's last words."""
-    ended = run(request)
+    ended = run(request, starter=_SERVERS[-1]) if _SERVERS else run(request)
     logs = "\n".join(
         log.read_text(errors="replace")[-2000:] for log in Path(request.out_dir).glob("rank-*.log")
     )
