@@ -191,6 +191,12 @@ def run(args: argparse.Namespace) -> int:
         rejected = rules + left_out
         progress = LiveProgress()
         progress.note(_contract_words(contract, folder, resumed, len(families)))
+        if calibration is None and args.nodes == 1:
+            progress.note(
+                "Times are predicted by formulas alone; measured ones make the search shorter: "
+                f"autotune doctor --measure --device {args.device} --gpus {args.gpus} "
+                f"--model {contract.base_model}"
+            )
         for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
             progress.note(f"not measured: {line}")
         learner = Learner.of_machine(
