@@ -87,7 +87,8 @@ def exchange_tried(
     tokens = base.micro_batch_size * base.seq_len
     hooks = base.step_twice_s - base.step_s - passes.seconds(base.layers, tokens, base.seq_len)
     sizes = np.array([[layers, layers * tokens] for tokens, _, layers in known], float)
-    seconds = np.array([max(0.0, each - max(0.0, hooks)) for _, each, _ in known])
+    least = 1e-6  # the fit is of relative errors
+    seconds = np.array([max(least, each - max(0.0, hooks)) for _, each, _ in known])
     each_layer, each_token = nonnegative_fit(sizes, seconds)
     per_layer = each_layer + each_token * numbers[:, 0] * workload.seq_len / cp
     repeats = 1.5 if plan.recompute is Recompute.FULL else 1.0
