@@ -22,7 +22,7 @@ GLOBAL_BATCH, SEQ, STEPS = 4, 64, 3
 @pytest.fixture(scope="module")
 def train(tmp_path_factory, corpus):
     @functools.cache
-    def run_family(family, strategy, ranks, cp, recompute):
+    def run_family(family, strategy, ranks, cp, recompute, precision="fp32"):
         folder = tmp_path_factory.mktemp(f"{family}-{strategy}")
         micro_batch = GLOBAL_BATCH * cp // ranks // 2
         plan = make_plan(
@@ -30,7 +30,7 @@ def train(tmp_path_factory, corpus):
             recompute=recompute,
         )  # fmt: skip
         workload = Workload(
-            seq_len=SEQ, global_batch_size=GLOBAL_BATCH, optimizer="sgd", precision="fp32"
+            seq_len=SEQ, global_batch_size=GLOBAL_BATCH, optimizer="sgd", precision=precision
         )
         request = training_request(
             plan, folder, data=corpus, workload=workload, config=CONFIGS[family],
@@ -65,6 +65,21 @@ def test_same_steps_as_one_process(train, family, strategy, cp, recompute):
     other_losses, other_norms = train(family, strategy, 2, cp, recompute)
     assert other_losses == pytest.approx(losses, abs=1e-5)
     assert other_norms == pytest.approx(norms, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_a_scaled_embedding_in_bf16(train, strategy):
+    """Gemma 3, whose embedding's factor ZeRO-3 builds in bf16, as it is used everywhere.
+
+    DDP alone multiplies by it in fp32: a rounding of 2**-9 of every hidden state.
+    """
+    losses, _ = train("gemma3", "ddp", 2, 1, False, "bf16")
+    other_losses, _ = train("gemma3", strategy, 2, 1, False, "bf16")
+    assert len(losses) == STEPS and abs(losses[0] - losses[-1]) > 0.1
+    assert other_losses == pytest.approx(losses, rel=2.0**-9)
+    sharded, _ = train("gemma3", "zero2", 2, 1, False, "bf16")
+    assert other_losses == pytest.approx(sharded, abs=1e-6)
 
 
 @pytest.mark.slow
