@@ -92,6 +92,7 @@ gpu: $(SETUP)
 	$(PYTEST) tests/gpu
 	$(RUN) benchmarks/gpu_grid.py
 	$(RUN) benchmarks/memory/gpu.py
+	$(RUN) benchmarks/search/record.py cuda1
 
 profiles: $(SETUP)
 	$(RUN) benchmarks/memory/ship_profiles.py

@@ -36,6 +36,7 @@ from record_spaces import LANDSCAPES, Arm, Landscape, arms_of, landscape_named, 
 from record_story import Story
 
 from autotune.errors import AutotuneError
+from autotune.spec.nvml import nvml_devices
 from autotune.units import format_duration
 
 FOLDER = Path(__file__).parent / "landscapes"
@@ -205,6 +206,9 @@ def main() -> int:
             arms, refused = arms_of(landscape)
             print("\n".join([*numbered(arms), *(f"refused: {why}" for why in refused.values())]))
             return 0
+        if landscape.device == "cuda" and not _has_gpu():
+            print(f"{landscape.name}: no NVIDIA GPU here, nothing recorded.")
+            return 0
         if args.follow:
             follow_leader(args.follow)
             return 0
@@ -218,6 +222,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on.", file=sys.stderr)
         return 130
+
+
+def _has_gpu() -> bool:
+    try:
+        return bool(nvml_devices()[0])
+    except AutotuneError:
+        return False
 
 
 def record(landscape: Landscape, args: argparse.Namespace) -> None:
