@@ -7,6 +7,7 @@ same machine and for what made its prediction: the formulas, and the calibration
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import autotune.timing
 from autotune.calibrate.residual import TimeRow
 from autotune.memory.fingerprint import Fingerprint
-from autotune.memory.knowledge import MOST_ROWS, Entry, KnowledgeBase
+from autotune.memory.knowledge import MOST_ROWS, Entry, KnowledgeBase, Trial
 from autotune.plan import Plan
 from autotune.timing import Calibration
 
@@ -45,15 +46,25 @@ def time_fields(plan: Plan, predicted_s: float, measured_s: float, timer: str) -
     }
 
 
-def known_times(base: KnowledgeBase | None, machine: Fingerprint, timer: str) -> list[TimeRow]:
-    """Return the trials of earlier studies that count; what cannot be read is left out."""
+def known_times(
+    base: KnowledgeBase | None,
+    machine: Fingerprint,
+    timer: str,
+    without: Collection[Trial] = (),
+) -> list[TimeRow]:
+    """Return the trials of earlier studies that count; what cannot be read is left out.
+
+    Trials in `without` are: those of a study that is resumed, which counts them itself.
+    """
     if base is None:
         return []
     marks = _speed(machine.to_dict())
     rows = [
         row
         for entry in base.entries()
-        if entry.timer == timer and _speed(entry.fingerprint) == marks
+        if entry.timer == timer
+        and _speed(entry.fingerprint) == marks
+        and entry.trial not in without
         for row in _row(entry)
     ]
     return rows[-MOST_ROWS:]

@@ -156,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from autotune.spec.strategy import load_strategies
     from autotune.trial.interrupts import first_interrupt_only
+    from autotune.trial.store import RecordStore
 
     budget_s = parse_duration_s(args.budget) if args.budget else None
     contract = _contract(args)
@@ -200,7 +201,11 @@ def run(args: argparse.Namespace) -> int:
         for line in refusal_lines((each["code"], each["reason"]) for each in rejected):
             progress.note(f"not measured: {line}")
         learner = Learner.of_machine(
-            contract.model, contract.workload, contract.hardware, calibration
+            contract.model,
+            contract.workload,
+            contract.hardware,
+            calibration,
+            RecordStore(folder).all(),
         )
         job = _job(args, contract)
         prepare_hosts(hosts, families, job)

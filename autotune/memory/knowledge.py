@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -84,6 +84,11 @@ class Entry(BaseModel):
             self.real_bytes,
             exceeded=self.exceeded,
         )
+
+    @property
+    def trial(self) -> Trial:
+        """Equal for the same trial alone."""
+        return self.plan_id, self.recorded_at
 
     @property
     def run(self) -> tuple[str, ...]:
@@ -207,10 +212,27 @@ def residuals_for(hardware: HardwareSpec) -> Residuals:
     return Residuals.known(ruler, known_rows(base, machine, ruler))
 
 
-def known_rows(base: KnowledgeBase, machine: Fingerprint, ruler: Ruler) -> list[Row]:
-    """Return the runs that count for a machine."""
+Trial = tuple[str, str]
+"""Plan id and time of recording of a trial."""
+
+
+def known_rows(
+    base: KnowledgeBase, machine: Fingerprint, ruler: Ruler, without: Collection[Trial] = ()
+) -> list[Row]:
+    """Return the runs that count for a machine.
+
+    Args:
+        base: The knowledge base.
+        machine: What it is asked for.
+        ruler: How memory is measured there.
+        without: Trials that the asker counts itself: those of a study that is resumed.
+    """
     marks = machine.to_dict()
-    own = [e for e in base.entries() if e.ruler is ruler and e.fingerprint == marks]
+    own = [
+        entry
+        for entry in base.entries()
+        if entry.ruler is ruler and entry.fingerprint == marks and entry.trial not in without
+    ]
     return [entry.row() for entry in own[-MOST_ROWS:]]
 
 

@@ -15,7 +15,7 @@ from autotune.report.answer import standings
 from autotune.report.csv import write_csv
 from autotune.report.html import write_html
 from autotune.report.study import Study, load_study
-from autotune.search.confirm import confirmations_in
+from autotune.search.confirm import confirmations_in, finalists_of
 from autotune.search.confirmed import Verdict, failures, judge
 from autotune.search.study import (
     CONTRACT_FILE,
@@ -58,8 +58,12 @@ class Outputs:
         """
         study = load_study(self._folder)
         confirmations = confirmations_in(self._folder)
-        verdict = judge(confirmations, study.records)
-        winner = _winner(study.records, verdict, set(failures(confirmations)))
+        failed = set(failures(confirmations))
+        # A resumed search may have found what is faster than all that was confirmed before.
+        held = [record for record in study.records if record.plan_id not in failed]
+        today = {record.plan_id for record in finalists_of(held, len(held))} | failed
+        verdict = judge([c for c in confirmations if c.plan_id in today], study.records)
+        winner = _winner(study.records, verdict, failed)
         data = data_counts(self._folder)
         if winner is not None:
             write_text(self._folder / BEST_FILE, self._best_yml(winner))

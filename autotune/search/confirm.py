@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Protocol
 
 from autotune.search.book import Book
+from autotune.search.confirmed import failures
 from autotune.search.job import Job, rung_of
-from autotune.search.live import LAUNCHES, STUDY_VARIABLE, next_launch, records_of
+from autotune.search.live import (
+    LAUNCHES,
+    STUDY_VARIABLE,
+    cut_by_budget,
+    next_launch,
+    records_of,
+)
 from autotune.trial.launch import run_launch
 from autotune.trial.protocol import Outcome
 from autotune.trial.ranks import Starter
@@ -81,8 +88,23 @@ class Confirmer:
 
         A resumed study goes on with the launches it lacks. The budget ends it between launches.
         """
-        finalists = finalists_of(self._book.store.all(), most)
         done = confirmations_in(self._folder)
+        while True:
+            failed = set(failures(done))
+            records = [r for r in self._book.store.all() if r.plan_id not in failed]
+            finalists = finalists_of(records, most)
+            known = len(done)
+            if not finalists or not self._in_turns(finalists, done, budget_ends):
+                return done
+            held = {record.plan_id for record in done} - set(failures(done))
+            # Where all of them failed, the next fastest are to hold.
+            if len(done) == known or held & {finalist.plan_id for finalist in finalists}:
+                return done
+
+    def _in_turns(
+        self, finalists: Sequence[TrialRecord], done: list[TrialRecord], budget_ends: float | None
+    ) -> bool:
+        """Add the launches that are missing; return False where the budget ended it."""
         for turn in range(ROUNDS):
             for finalist in finalists:
                 own = [record for record in done if record.plan_id == finalist.plan_id]
@@ -91,11 +113,11 @@ class Confirmer:
                     continue
                 if budget_ends is not None and time.monotonic() >= budget_ends:
                     self._progress.note("the time budget ended the confirmation of the finalists")
-                    return done
+                    return False
                 found = self._launch(finalist, turn, budget_ends)
                 self._append(found)
                 done += found
-        return done
+        return True
 
     def _launch(
         self, finalist: TrialRecord, turn: int, budget_ends: float | None
@@ -113,13 +135,13 @@ class Confirmer:
         self._progress.launch_started(
             number, f"confirming {plan.describe()}, {turn + 1} of {ROUNDS}"
         )
-        limits = self._job.limits(family, [family.rung(plan.micro_batch_size)], budget_ends)
+        limits = self._job.confirming_limits(family, finalist, budget_ends)
         tag = {STUDY_VARIABLE: str(self._folder.resolve())}
         ended = run_launch(request, folder, limits, environment=tag, starter=self._starter)
         for text in ended.notes:
             self._progress.note(text)
         self._progress.launch_done(number)
-        if budget_ends is not None and ended.outcome is Outcome.TIMEOUT:
+        if ended.outcome is Outcome.TIMEOUT and cut_by_budget(budget_ends):
             return []
         return records_of(self._folder, self._book, family, request, ended, number)
 

@@ -16,6 +16,8 @@ from autotune.trial.record import TrialRecord
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
+_EQUAL = 0.02
+"""A tie may win by its memory only where it is slower than the fastest by no more than this."""
 _ASSUMED_SPREAD = 0.02
 """Relative standard deviation between launches of one plan, before any were compared."""
 _ASSUMED_FREEDOM = 3
@@ -63,7 +65,10 @@ class Verdict:
         ]
         if self.ties:
             names = ", ".join(_name(tie) for tie in self.ties)
-            said.append(f"A tie with {names}; of these, the winner leaves the most memory free.")
+            said.append(
+                f"A tie with {names}: the launches do not tell them apart. Of those within "
+                f"{_EQUAL:.0%} of the fastest, the winner leaves the most memory free."
+            )
         said += [
             f"{Plan.from_dict(record.plan).describe()} did not hold: {record.outcome}"
             + (f", {record.message}." if record.message else ".")
@@ -108,8 +113,10 @@ def judge(confirmations: Sequence[TrialRecord], explored: Iterable[TrialRecord])
     finalists = [_confirmed(own, spread, freedom) for own in good.values()]
     fastest = max(finalists, key=lambda finalist: finalist.tokens_per_s)
     tied = [f for f in finalists if f is fastest or _is_tie(f, fastest, spread, freedom)]
-    # Ties go to the larger headroom: the least memory taken.
-    winner = min(tied, key=lambda f: (f.peak_bytes or 0, -f.tokens_per_s))
+    # Ties go to the larger headroom, the least memory taken; what only too few launches cannot tell
+    # from the fastest is named, but does not win.
+    near = [f for f in tied if f.tokens_per_s >= (1 - _EQUAL) * fastest.tokens_per_s]
+    winner = min(near, key=lambda f: (f.peak_bytes or 0, -f.tokens_per_s))
     first = next((r for r in explored if r.plan_id == winner.plan_id and r.tokens_per_s), None)
     before = first.tokens_per_s if first else None
     now = winner.last.tokens_per_s

@@ -26,7 +26,15 @@ from autotune.search.names import TOLERANCE
 from autotune.search.parameters import FAMILY, distributions, params_of
 from autotune.search.policy import Offer
 from autotune.search.space import Family
-from autotune.search.told import CHARGED_S, LAUNCH, OPENED, OUTCOME, PLAN_ID, SPREAD
+from autotune.search.told import (
+    CHARGED_S,
+    LAUNCH,
+    OPENED,
+    OUTCOME,
+    PLAN_ID,
+    SPREAD,
+    STEP_S,
+)
 from autotune.trial.protocol import Measurement, Outcome
 
 _LEAST_SPREAD = 0.005
@@ -192,7 +200,7 @@ def _ran(trial: FrozenTrial) -> bool:
 
 def _observations(candidates: Candidates, ran: Sequence[tuple[int, FrozenTrial]]) -> Observations:
     rungs = np.array([n for n, _ in ran], dtype=np.int64)
-    rates = np.array([math.log(trial.value or 1.0) for _, trial in ran])
+    rates = np.array([math.log(_rate(candidates, n, trial)) for n, trial in ran])
     spread = [float(trial.user_attrs.get(SPREAD) or 0.0) for _, trial in ran]
     return Observations(
         rungs=rungs,
@@ -200,6 +208,14 @@ def _observations(candidates: Candidates, ran: Sequence[tuple[int, FrozenTrial]]
         noise=np.maximum(np.array(spread), _LEAST_SPREAD),
         launch=np.array([trial.user_attrs.get(LAUNCH, -1) for _, trial in ran], dtype=np.int64),
     )
+
+
+def _rate(candidates: Candidates, n: int, trial: FrozenTrial) -> float:
+    """Return the tokens/s of a trial as predictions count them: all tokens of a step."""
+    step_s = trial.user_attrs.get(STEP_S)
+    if step_s:
+        return float(candidates.estimates[n].time.tokens_per_step / step_s)
+    return float(trial.value or 1.0)
 
 
 def _learned(
@@ -211,7 +227,7 @@ def _learned(
         if charged is None or not _ran(trial):
             continue
         estimate = candidates.estimates[n]
-        step_s = np.array([estimate.time.tokens_per_step / float(trial.value or 1.0)])
+        step_s = np.array([estimate.time.tokens_per_step / _rate(candidates, n, trial)])
         accumulation = np.array([float(estimate.plan.grad_accum_steps)])
         planned = planned_rung_s(costs.measurement, step_s, accumulation)
         costs.learn(float(charged), float(planned[0]), opened=bool(trial.user_attrs.get(OPENED)))

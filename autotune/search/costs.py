@@ -61,11 +61,11 @@ class Costs:
 def planned_rung_s(measurement: Measurement, step_s: Floats, grad_accum_steps: Floats) -> Floats:
     """Return the seconds the steps of a rung take, by the rules of `Measurement`.
 
-    A rung of accumulation above 1 is measured at 1 as well, and composed above the direct ones.
+    An accumulation measured directly is measured alone; a larger one is composed from 1 and 2.
     """
     direct = np.minimum(grad_accum_steps, measurement.max_direct_accumulation)
     own = step_s / grad_accum_steps * np.where(grad_accum_steps > direct, 2, direct)
-    single = np.where(grad_accum_steps > 1, step_s / grad_accum_steps, 0.0)
+    single = np.where(grad_accum_steps > direct, step_s / grad_accum_steps, 0.0)
     total: Floats = _segment_s(measurement, own) + np.where(
         single > 0, _segment_s(measurement, single), 0.0
     )

@@ -14,10 +14,13 @@ from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
 from autotune.trial.launch import Limits
 from autotune.trial.protocol import Measurement, ModelSource, Request, Rung
+from autotune.trial.record import TrialRecord
 
 _START_S = {"cpu": 90.0, "cuda": 180.0}
 """Imports, process groups and a small model; larger models add to it."""
 _LOAD_BYTES_PER_S = 0.5e9
+_SAVE_BYTES_PER_S = 0.1e9
+"""Of a checkpoint, at the slowest that is still waited for: a shared file system under load."""
 _SAFETY = 8.0
 """How many times its predicted time a launch may take: the first time model is rough."""
 _HANG_S = 120.0
@@ -73,6 +76,27 @@ class Job:
             deadline = min(deadline, max(1.0, budget_ends - time.monotonic()))
         slowest = max(e.time.step_s / e.plan.grad_accum_steps for e in family.ladder)
         return Limits(deadline_s=deadline, hang_s=max(_HANG_S, _SAFETY * slowest))
+
+    def confirming_limits(
+        self, family: Family, finalist: TrialRecord, budget_ends: float | None
+    ) -> Limits:
+        """Return when a confirming launch is given up: it runs the true accumulation, and saves.
+
+        Args:
+            family: What is launched.
+            finalist: Its record of the search, for its step.
+            budget_ends: As in `limits`.
+        """
+        ordinary = self.limits(family, [], budget_ends)
+        step_s = finalist.step_s or 0.0
+        # Weights and both moments in fp32, and the evaluation counts as one more step.
+        save_s = self.num_parameters * 12 / _SAVE_BYTES_PER_S
+        steps = self.measurement.warmup_steps + self.measurement.min_steps + 1
+        own_s = self.start_s + _SAFETY * (steps * step_s + self.measurement.target_seconds) + save_s
+        deadline = max(self.trial_timeout_s or 0.0, own_s)
+        if budget_ends is not None:
+            deadline = min(deadline, max(1.0, budget_ends - time.monotonic()))
+        return Limits(deadline_s=deadline, hang_s=ordinary.hang_s + save_s)
 
     @property
     def start_s(self) -> float:

@@ -37,18 +37,21 @@ class Learner:
         machine: Fingerprint,
         base: KnowledgeBase | None,
         calibration: Calibration | None = None,
+        resumed: Sequence[TrialRecord] = (),
     ) -> None:
+        """Take what it judges by; `resumed` are the study's own records, if it has some already."""
+        own = {(record.plan_id, record.started_at) for record in resumed}
         self._model = model_key(model)
         self._workload = hashlib.sha256(workload.model_dump_json().encode()).hexdigest()[:12]
         self._hardware = hardware
         self._machine = machine
         self._base = base
         self._ruler: Ruler = ruler_of(on_cpu=hardware.gpu.is_cpu)
-        self._earlier = known_rows(base, machine, self._ruler) if base else []
+        self._earlier = known_rows(base, machine, self._ruler, own) if base else []
         self._own: dict[str, Entry] = {}
         self._fitted: Residuals | None = None
         self._timer = timer_of(calibration)
-        self._times = TimeResidual(known_times(base, machine, self._timer))
+        self._times = TimeResidual(known_times(base, machine, self._timer, own))
 
     @classmethod
     def of_machine(
@@ -57,6 +60,7 @@ class Learner:
         workload: Workload,
         hardware: HardwareSpec,
         calibration: Calibration | None = None,
+        resumed: Sequence[TrialRecord] = (),
     ) -> Learner:
         """Return the learner of a search on this machine, with the user's knowledge base.
 
@@ -65,9 +69,12 @@ class Learner:
             workload: Of the study.
             hardware: Of the study.
             calibration: What its step times were predicted with.
+            resumed: The study's records of before, which must not count as another study's, too.
         """
         machine = machine_fingerprint("cpu" if hardware.gpu.is_cpu else "cuda")
-        return cls(model, workload, hardware, machine, KnowledgeBase.of_user(), calibration)
+        return cls(
+            model, workload, hardware, machine, KnowledgeBase.of_user(), calibration, resumed
+        )
 
     @property
     def _residuals(self) -> Residuals:

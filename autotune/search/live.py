@@ -101,6 +101,8 @@ class LiveLaunch:
         self._folder = folder
         self._begun = time.monotonic()
         self._first = True
+        self._longest_rung_s = 0.0
+        """Of what it measured so far: the next takes about as long."""
         self._request = bench.job.request(first, [], folder)
         self._refused = ""
         self._launch: ConversationalLaunch | None = None
@@ -121,8 +123,12 @@ class LiveLaunch:
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be asked."""
-        return self._launch is not None and self._launch.alive
+        """Whether it can still be asked; not where `--trial-timeout` leaves no time for a rung."""
+        if self._launch is None or not self._launch.alive:
+            return False
+        limit_s = self._bench.job.trial_timeout_s
+        left_s = None if limit_s is None else limit_s - (time.monotonic() - self._begun)
+        return left_s is None or self._first or left_s > self._longest_rung_s
 
     def measure(
         self, estimate: Estimate, *, give_up_step_s: float | None = None
@@ -130,6 +136,7 @@ class LiveLaunch:
         """Return the record of a rung; see `autotune.search.bench.Launch`."""
         if self._launch is None:
             return self._told(_refusal(estimate.plan, self._refused))
+        asked = time.monotonic()
         try:
             record = self._launch.measure(
                 rung_of(estimate.plan),
@@ -140,7 +147,8 @@ class LiveLaunch:
             self._launch.close(at_once=True)
             raise
         self._first = False
-        if record.outcome is Outcome.TIMEOUT and self._cut_by_budget():
+        self._longest_rung_s = max(self._longest_rung_s, time.monotonic() - asked)
+        if record.outcome is Outcome.TIMEOUT and cut_by_budget(self._bench.budget_ends):
             return None
         self._say_data()
         return self._told(record)
@@ -177,10 +185,6 @@ class LiveLaunch:
         if ends is not None:
             allowed = min(allowed, ends - time.monotonic())
         return max(1.0, allowed)
-
-    def _cut_by_budget(self) -> bool:
-        ends = self._bench.budget_ends
-        return ends is not None and time.monotonic() >= ends - 1.0
 
     def _say_data(self) -> None:
         if self._bench.data_said:
@@ -258,3 +262,8 @@ def with_prediction(
         started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         log_dir=str(folder.relative_to(study)),
     )
+
+
+def cut_by_budget(budget_ends: float | None) -> bool:
+    """Say whether the search's budget, not its own limit, has ended a launch just now."""
+    return budget_ends is not None and time.monotonic() >= budget_ends - 1.0

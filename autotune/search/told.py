@@ -17,6 +17,8 @@ MEMORY = "memory"
 PLAN_ID, OUTCOME, LAUNCH = "plan_id", "outcome", "launch"
 SPREAD = "relative_sd"
 """Standard error of the median step over it, from the steps inside the launch."""
+STEP_S = "step_s"
+"""Of an optimizer step, which is what is predicted: the value counts the valid tokens alone."""
 CHARGED_S, OPENED = "charged_s", "opened_launch"
 """What it cost, and whether the start of its launch is part of that."""
 
@@ -50,6 +52,8 @@ def attributes_of(record: TrialRecord, charge: Charge | None) -> dict[str, Any]:
     }  # fmt: skip
     if len(record.step_times_s) > 1:
         found[SPREAD] = relative_sd(record.step_times_s)
+    if record.step_s is not None:
+        found[STEP_S] = record.step_s
     if charge is not None:
         found |= {CHARGED_S: charge.seconds, OPENED: charge.opened}
     return found

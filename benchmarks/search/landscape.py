@@ -77,12 +77,15 @@ class Landscape:
     hardware: HardwareSpec
     families: tuple[Family, ...]
     """As a search would make them, of the plans that were measured."""
+    by_formulas: tuple[Family, ...]
+    """The same, predicted without what was measured of the machine."""
     rows: dict[str, tuple[Row, ...]]
     """By plan id; launches of the usual mode only."""
     cold_ready_s: dict[str, float]
     """By engine, of launches without a preloaded process."""
     story: dict[str, Any]
-    calibrated: bool
+    sweep_s: float | None
+    """What measuring the machine took (`doctor --measure`); None where it was not."""
 
     @cached_property
     def truth(self) -> dict[str, Truth]:
@@ -122,6 +125,11 @@ class Landscape:
     @cached_property
     def best(self) -> str:
         return max(self.truth, key=lambda plan: self.truth[plan].rate)
+
+    def gap(self, plan_id: str | None) -> float:
+        """Return how much slower a plan's mean is than the best's, relative, noise and all."""
+        found = self.truth.get(plan_id or "")
+        return 1.0 if found is None else 1 - found.rate / self.truth[self.best].rate
 
     def regret(self, plan_id: str | None) -> float:
         """Return how much slower a plan is than the best, relative; 0 within the noise.
@@ -177,7 +185,10 @@ def load_landscape(name: str, folder: Path = FOLDER) -> Landscape:
     workload = Workload.model_validate(story["workload"])
     hardware = hardware_of(story)
     calibration = read_calibration(folder / f"{name}.calibration.json")
-    families = _families(story, model, workload, hardware, set(by_plan), calibration)
+    families, formulas = (
+        tuple(_families(story, model, workload, hardware, set(by_plan), known))
+        for known in (calibration, None)
+    )
     cold_ready_s: dict[str, list[float]] = defaultdict(list)
     for row in cold:
         offload = "-offload" if row.plan.offload_optimizer else ""
@@ -187,11 +198,12 @@ def load_landscape(name: str, folder: Path = FOLDER) -> Landscape:
         model=model,
         workload=workload,
         hardware=hardware,
-        families=tuple(families),
+        families=families,
+        by_formulas=formulas,
         rows={plan: tuple(own) for plan, own in by_plan.items()},
         cold_ready_s={key: statistics.mean(own) for key, own in cold_ready_s.items()},
         story=story,
-        calibrated=calibration is not None,
+        sweep_s=None if calibration is None else calibration.duration_s,
     )
 
 

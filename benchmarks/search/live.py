@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def search(study: Path, corpus: Path, log: Log) -> None:
     """Run the search once, its time taken from outside."""
     if log.of("search"):
         return
+    shutil.rmtree(study, ignore_errors=True)  # of a search that was cut: its time is not known
     started = time.monotonic()
     run(
         sys.executable, "-m", "autotune", "search", "--model", "tiny-qwen3", "--gpus", "2",

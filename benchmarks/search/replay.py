@@ -20,13 +20,19 @@ from autotune.search.learning import Learner
 from autotune.search.loop import Loop
 from autotune.search.policy import Asked
 from autotune.search.samplers import NamedSampler, make_sampler
+from autotune.search.space import Family
 from autotune.trial.protocol import Measurement, Outcome
 from autotune.trial.record import TrialRecord
 
 MEASUREMENT = Measurement(target_seconds=1.0)
 """Short rungs: what recordings hold is a handful of steps."""
-SAMPLERS = ("cost-model", "tpe", "tpe+planner", "gp", "random", "grid", "deepspeed-autotuning")
-"""``tpe+planner`` measures the planner's three best families first; ``tpe`` is Optuna's alone."""
+SAMPLERS = (
+    "cost-model", "cost-model+formulas", "tpe", "tpe+rungs", "tpe+planner", "gp", "gp+rungs",
+    "random", "grid", "deepspeed-autotuning",
+)  # fmt: skip
+"""With ``+planner`` the planner's three best families come first; ``tpe`` is Optuna's alone, which
+measures whole ladders, with ``+rungs`` the rung it names alone. ``+formulas`` predicts without the
+sweep of the machine, which the others' planner has for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +41,8 @@ class Step:
 
     spent_s: float
     regret: float
+    gap: float
+    """Regret that counts differences within the noise, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +62,11 @@ class Replayed:
     def regret_at(self, spent_s: float) -> float:
         """Return the regret of what it would answer then; 1 before it has any answer."""
         before = [step.regret for step in self.steps if step.spent_s <= spent_s]
+        return before[-1] if before else 1.0
+
+    def gap_at(self, spent_s: float) -> float:
+        """Return the same without leaving out what lies within the noise."""
+        before = [step.gap for step in self.steps if step.spent_s <= spent_s]
         return before[-1] if before else 1.0
 
     def area(self, until_s: float) -> float:
@@ -97,17 +110,18 @@ class _Watch:
         if record.outcome is Outcome.OK and faster:
             self.best = record
             regret = self._landscape.regret(record.plan_id)
-            self.steps.append(Step(spent_s=self._bench.spent_s, regret=regret))
+            gap = self._landscape.gap(record.plan_id)
+            self.steps.append(Step(spent_s=self._bench.spent_s, regret=regret, gap=gap))
 
 
 def replay(landscape: Landscape, sampler: str, *, seed: int, until_s: float) -> Replayed:
     """Search a landscape as `autotune search` would, on recorded measurements."""
     bench = ReplayBench(landscape, seed=seed, measurement=MEASUREMENT)
-    book = Book(landscape.families, MemoryStore(), learner_of(landscape))
+    families = landscape.by_formulas if sampler.endswith("+formulas") else landscape.families
+    book = Book(families, MemoryStore(), learner_of(landscape))
     asker = Asker(
-        optuna.storages.InMemoryStorage(), landscape.families, named(landscape, sampler, seed),
-        seed=seed,
-    )  # fmt: skip
+        optuna.storages.InMemoryStorage(), families, named(families, sampler, seed), seed=seed
+    )
     asker.recover([])
     watch = _Watch(bench, landscape)
     because = Loop(bench, asker, book, _UntilSpent(bench, until_s), watch).run()
@@ -124,14 +138,14 @@ def replay(landscape: Landscape, sampler: str, *, seed: int, until_s: float) -> 
     )
 
 
-def named(landscape: Landscape, sampler: str, seed: int) -> NamedSampler:
-    base, _, planner = sampler.partition("+")
-    made = make_sampler(base, landscape.families, seed=seed, measurement=MEASUREMENT)
+def named(families: Sequence[Family], sampler: str, seed: int) -> NamedSampler:
+    base, _, variant = sampler.partition("+")
+    made = make_sampler(base, families, seed=seed, measurement=MEASUREMENT)
     return NamedSampler(
         name=sampler,
         sampler=made.sampler,
-        rung_by_rung=made.rung_by_rung,
-        first_families=3 if planner else 0,
+        rung_by_rung=made.rung_by_rung or variant == "rungs",
+        first_families=3 if variant == "planner" else 0,
     )
 
 

@@ -12,6 +12,7 @@ from autotune.search.space import Family
 from autotune.trial.outcome import median_interval
 from autotune.trial.protocol import Measurement, Outcome
 from autotune.trial.record import TrialRecord
+from autotune.trial.steps import optimistic_s
 
 
 class MemoryStore:
@@ -97,8 +98,7 @@ def counted_steps(
     steps: list[float] = []
     for step_s in row.step_times_s[: measurement.max_steps]:
         steps.append(step_s)
-        hopeless = give_up_step_s is not None and min(steps) > give_up_step_s
-        if hopeless and len(steps) >= 2:
+        if give_up_step_s is not None and optimistic_s(steps) > give_up_step_s:
             break
         if len(steps) >= measurement.min_steps and sum(steps) >= measurement.target_seconds:
             break

@@ -42,6 +42,14 @@ def test_a_tie_goes_to_the_larger_headroom_and_is_named():
     assert "A tie with" in " ".join(verdict.sentences()) and verdict.drift is None
 
 
+def test_what_too_few_launches_cannot_tell_apart_is_named_but_does_not_win():
+    verdict = judge([record("a", 96.0, peak=50), record("b", 100.0)], [])
+    assert verdict is not None and verdict.winner.plan_id == "b"
+    assert [tie.plan_id for tie in verdict.ties] == ["a"]
+    near = judge([record("a", 98.5, peak=50), record("b", 100.0)], [])
+    assert near is not None and near.winner.plan_id == "a"
+
+
 @pytest.mark.parametrize("outcome", [Outcome.THRASH, Outcome.OOM, Outcome.CRASHED])
 def test_what_failed_once_never_wins(outcome: Outcome):
     bad = replace(record("a", 200.0), outcome=outcome, message="too near the limit")

@@ -169,3 +169,22 @@ def test_a_launch_is_not_paid_for_a_rung_without_a_chance():
     assert hopeful([*sure[:2], *hopeless[2:]]) == [*sure[:2], hopeless[2]]
     assert hopeful(hopeless) == []
     assert hopeful(sure) == sure
+
+
+def test_a_resumed_study_counts_its_own_trials_once(tmp_path):
+    zero2, fsdp2 = families()
+    base = KnowledgeBase(tmp_path)
+    first = learner(base)
+    records = [
+        record(e, 1.3, step_s=2 * e.time.step_s, started_at=f"2026-01-0{n + 1}T00:00:00Z")
+        for n, e in enumerate(zero2.ladder[:3])
+    ]
+    first.learn(zero2, records)
+    assert learner(base).log_correction([zero2]), "another study starts with them"
+    resumed = Learner(
+        MODEL, WORKLOAD, load_hardware("cpu", 2, LIMIT), machine_fingerprint("cpu"), base, None,
+        records,
+    )  # fmt: skip
+    assert resumed.log_correction([zero2]) == first.log_correction([zero2]) == {}
+    resumed.learn(zero2, records)
+    assert resumed.judged(fsdp2) == first.judged(fsdp2)

@@ -148,7 +148,10 @@ def test_a_replay_ends_with_an_answer_and_the_same_seed_gives_the_same(land, sam
 
 
 def test_the_area_is_the_mean_regret_over_time():
-    steps = (replays.Step(spent_s=10.0, regret=0.4), replays.Step(spent_s=20.0, regret=0.0))
+    steps = (
+        replays.Step(spent_s=10.0, regret=0.4, gap=0.4),
+        replays.Step(spent_s=20.0, regret=0.0, gap=0.1),
+    )
     run = replays.Replayed(
         landscape="", sampler="", seed=0, steps=steps, spent_s=50.0, launches=1,
         most_launches_an_arm=1, records=2, because="",
