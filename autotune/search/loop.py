@@ -72,6 +72,7 @@ class Loop:
         try:
             while True:
                 with self._desk.lock:
+                    self._next = None  # a launch that failed ends what was asked of it
                     asked = self._ask()
                     self._next = asked.family.name if isinstance(asked, Asked) else None
                     if self._next is not None:
