@@ -119,6 +119,8 @@ bench-launch: $(SETUP)
 	$(RUN) benchmarks/launch_start.py
 
 bench-search bench-search-full: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+# A process a core replays: more threads in each would only wait for one another.
+bench-search bench-search-full: export OMP_NUM_THREADS := 1
 bench-search: $(SETUP)
 	$(RUN) benchmarks/search/report.py
 

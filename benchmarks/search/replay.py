@@ -27,7 +27,7 @@ from autotune.trial.record import TrialRecord
 MEASUREMENT = Measurement(target_seconds=1.0)
 """Short rungs: what recordings hold is a handful of steps."""
 SAMPLERS = (
-    "cost-model", "cost-model+formulas", "tpe", "tpe+rungs", "tpe+planner", "gp", "gp+rungs",
+    "cost-model", "cost-model+formulas", "tpe", "tpe+rungs", "tpe+planner", "gp",
     "random", "grid", "deepspeed-autotuning",
 )  # fmt: skip
 """With ``+planner`` the planner's three best families come first; ``tpe`` is Optuna's alone, which
