@@ -12,6 +12,7 @@ _DPI = 110
 _COLOURS = {
     "cost-model": "#0072B2", "tpe": "#D55E00", "tpe+planner": "#E69F00", "gp": "#CC79A7",
     "random": "0.35", "grid": "0.65", "deepspeed-autotuning": "#009E73",
+    "cost-model+formulas": "#56B4E9", "tpe+rungs": "#F0E442",
 }  # fmt: skip
 """Okabe and Ito's palette, which colour-blind readers tell apart."""
 
@@ -45,6 +46,7 @@ def regret(
     axes.axhline(2, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=2)
+    axes.spines["bottom"].set_visible(False)  # a regret of zero runs there
     axes.set(
         xlim=(1, 100), ylim=(0, 100), title=f"{name}: regret of the answer so far",
         xlabel="time spent, % of measuring every configuration",
@@ -52,7 +54,7 @@ def regret(
     )  # fmt: skip
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
     axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"])
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     file.parent.mkdir(parents=True, exist_ok=True)
     # Without its version in the file, the same points make the same bytes.
     figure.savefig(file, dpi=_DPI, bbox_inches="tight", metadata={"Software": None})

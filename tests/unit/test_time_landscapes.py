@@ -116,6 +116,7 @@ def test_ranks_share_a_tie(module):
 
 
 def test_the_benchmark_says_short(module, folder, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib")  # the base install is without
     out, plot = tmp_path / "out.csv", tmp_path / "plot.png"
     monkeypatch.setattr(sys, "argv", ["x", str(folder), "--out", str(out), "--plot", str(plot)])
     assert module.main() == 1
