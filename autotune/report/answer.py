@@ -42,6 +42,8 @@ class Answer:
     is_final: bool
     """False while the search runs, and when it was stopped before one of its own rules did."""
     remarks: tuple[str, ...] = ()
+    confirmed: bool = False
+    """Whether the winner's figures are those of launches of its own, which its rivals' are not."""
 
     @property
     def ties(self) -> tuple[Rival, ...]:
@@ -66,6 +68,7 @@ def find_answer(study: Study) -> Answer:
     return Answer(
         winner=winner,
         rivals=rivals,
+        confirmed=bool(_confirmation(study)),
         launch_spread=spread,
         is_final=study.has_ended and study.summary_is_current,
         remarks=remarks,
@@ -131,6 +134,8 @@ def explain(answer: Answer) -> list[str]:
         return []
     if not answer.rivals:
         return ["No other configuration ran to the end, so there is nothing to compare it with."]
+    if answer.confirmed:  # a ladder's figure is not to be held against a confirmed one
+        return list(answer.remarks)
     sentences = [_versus(answer.rivals[0]), *_tie_sentence(answer)]
     if answer.launch_spread is not None:
         sentences.append(
