@@ -73,8 +73,8 @@ def test_states_and_step_of_torch(kind, dtype):
     needed = optimizers.step_bytes(
         kind, ELEMENTS, LARGEST, element_bytes=width, before=LARGEST, largest_shape=(512, 1024)
     )
-    # Reductions and matrix products in bf16 take a little scratch on a CPU; some CPUs' products pack
-    # an operand of Newton-Schulz besides.
+    # Reductions and matrix products in bf16 take a little scratch on a CPU; some CPUs' products
+    # pack an operand of Newton-Schulz besides.
     packed = 2 * LARGEST if kind is Optimizer.MUON else 0
     peak = allocator_peak(optimizer.step)
     assert any(peak == pytest.approx(needed + p, rel=0.08, abs=SLACK) for p in (0, packed))
