@@ -26,7 +26,11 @@ def calibration_file(fingerprint: dict[str, Any], num_ranks: int) -> Path:
     """Return the file of a machine's calibration with so many ranks."""
     marks = {k: v for k, v in fingerprint.items() if k not in _NOT_SPEED}
     digest = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:12]
-    return cache_dir() / "calibrations" / f"{digest}-{num_ranks}.json"
+    return _folder() / f"{digest}-{num_ranks}.json"
+
+
+def _folder() -> Path:
+    return cache_dir() / "calibrations"
 
 
 def save_calibration(calibration: Calibration, path: Path | None = None) -> Path:
@@ -75,7 +79,7 @@ def calibration_for(hardware: HardwareSpec) -> Calibration | None:
 
     A sweep measures the links of one host, so there is none for several.
     """
-    if hardware.num_nodes > 1:
+    if hardware.num_nodes > 1 or not _folder().is_dir():
         return None
     try:
         machine = machine_fingerprint("cpu" if hardware.gpu.is_cpu else "cuda")

@@ -74,13 +74,13 @@ def candidates_table(estimates: Sequence[Estimate], hardware: HardwareSpec, *, w
         table.add_column("90% interval, GiB", justify="right", no_wrap=True)
         table.add_column("peak at", no_wrap=True)
     for rank, estimate in enumerate(estimates, 1):
-        memory, time = estimate.memory, estimate.time
-        low, high = memory.interval_bytes
+        peak, time = estimate.peak, estimate.time
+        low, high = peak.interval_bytes
         row = [
             str(rank),
             estimate.plan.describe(),
             f"{time.tokens_per_s:,.0f}",
-            f"{memory.expected_bytes / GIB:.2f}",
+            f"{peak.expected_bytes / GIB:.2f}",
             f"[{VERDICT_STYLES[estimate.verdict]}]{estimate.fit_probability:.0%}[/]",
         ]
         if wide:
@@ -88,7 +88,7 @@ def candidates_table(estimates: Sequence[Estimate], hardware: HardwareSpec, *, w
                 format_duration(time.step_s),
                 f"{time.mfu:.0%}",
                 f"{low / GIB:.{digits}f} to {high / GIB:.{digits}f}",
-                memory.peak_instant,
+                estimate.memory.peak_instant,
             ]
         table.add_row(*row)
     return table

@@ -129,7 +129,7 @@ def estimate_memory(
     on_cpu = hardware.gpu.is_cpu
     resting = {name: plain(value, 0) for name, value in walk.engine.resting().items()}
     highest: dict[str, dict[str, int]] = {}
-    for moment in walk.moments():
+    for moment in (one for several in walk.moments() for one in several.instants()):
         comes = happens(moment, walk.engine.runs.steps)
         if comes is None or bool(comes[0]):
             parts = _parts(resting, moment)

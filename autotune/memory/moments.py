@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """What is alive at once, beside what always is; bytes, one number a plan."""
+    """What is alive at once, beside what always is; bytes, one number a plan.
+
+    Or ``[instants, plans]``, of instants of one name.
+    """
 
     instant: str
     activations: Bytes
@@ -40,10 +44,21 @@ class Moment:
         model = self.activations + self.logits
         return model + work.gradients + work.gathered + work.temporaries
 
+    def instants(self) -> Iterator[Moment]:
+        """Yield them one by one, each with one number a plan."""
+        parts = (self.activations, self.logits, *self.work)
+        together = [np.atleast_2d(np.asarray(part, float)) for part in parts]
+        for index in range(max(map(len, together))):
+            activations, logits, *work = (part[min(index, len(part) - 1)] for part in together)
+            yield Moment(self.instant, activations, logits, Work(*work))
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, eq=False)
 class Walk:
-    """A model under one trace key, its engine, and the monomials of the plans' sizes."""
+    """A model under one trace key, its engine, and the monomials of the plans' sizes.
+
+    What the phases share (starts of layers, places, peaks) is worked out once.
+    """
 
     profile: ActivationProfile
     sizes: Sizes
@@ -87,13 +102,12 @@ class Walk:
         place = self._embedding()
         yield Moment("forward", 0.0, 0.0, engine.enter(place))
         yield from self._peaks("forward", profile.embedding_forward, 0.0, engine.forward(place))
-        starts = self._forward_starts()
-        for index in self._candidates():
+        for index in self._candidates:
             kind = profile.kinds[profile.layers[index]]
-            level, place = self.features @ starts[index], self._layer(index)
+            level, place = self.features @ self._forward_starts[index], self._layer(index)
             yield Moment("forward", level, 0.0, engine.enter(place))
             yield from self._peaks("forward", kind.forward, level, engine.forward(place))
-        kept, place = self.features @ starts[-1], self._tail()
+        kept, place = self._kept, self._tail()
         yield Moment("forward", kept, 0.0, engine.enter(place))
         level = 0.0
         head, loss = engine.forward(place), engine.loss()
@@ -105,13 +119,13 @@ class Walk:
 
     def _backward(self, *, later: bool) -> Iterator[Moment]:
         profile, engine = self.profile, self.engine
-        kept = self.features @ self._forward_starts()[-1]
+        kept = self._kept
         phases = (profile.head_forward, profile.loss_forward, profile.loss_backward)
         level = sum(map(self._end, phases))
         place, phase = self._tail(), profile.head_backward
         yield from self._back("head_backward", place, phase, kept, level, later=later)
         yield from self._boundary("head_backward", place, phase, kept, level, later=later)
-        starts = self._backward_starts()
+        starts = self._backward_starts
         for kind, index in self._backward_candidates():
             phase = profile.kinds[kind].backward
             place, level = self._layer(index), self._level(starts, index)
@@ -125,10 +139,12 @@ class Walk:
     def _back(
         self, name: str, place: Place, phase: Phase, kept: Bytes, level: Bytes, *, later: bool
     ) -> Iterator[Moment]:
-        """Yield a backward phase's instants, each with the gradients finished by then."""
-        for instant in phase.peaks:
-            work = self.engine.backward(place, instant.gradient_elements, later=later)
-            yield self._moment(name, kept, level + self.features @ np.array(instant.bytes), work)
+        """Yield a backward phase's instants, together, with the gradients finished by then."""
+        if not phase.peaks:
+            return
+        inside = np.array([[instant.gradient_elements] for instant in phase.peaks], float)
+        work = self.engine.backward(place, inside, later=later)
+        yield self._moment(name, kept, level + self._instants(phase), work)
 
     def _boundary(
         self, name: str, place: Place, phase: Phase, kept: Bytes, level: Bytes, *, later: bool
@@ -153,27 +169,38 @@ class Walk:
 
     def _left(self) -> Bytes:
         """Return what outlives backward: the masks of the last micro-batch."""
-        end = self._backward_starts()[-1] + np.array(self.profile.embedding_backward.end)
+        end = self._backward_starts[-1] + np.array(self.profile.embedding_backward.end)
         return np.maximum(self.features @ end, 0.0)
 
     def _highest(self, phase: Phase) -> Bytes:
         if not phase.peaks:
             return np.zeros(len(self.features))
-        return (self.features @ np.array([instant.bytes for instant in phase.peaks]).T).max(axis=1)
+        return self._instants(phase).max(axis=0)
+
+    def _instants(self, phase: Phase) -> Array:
+        """Return the bytes of a phase's peaks, ``[peaks, plans]``."""
+        return np.array([instant.bytes for instant in phase.peaks]) @ self.features.T
 
     def _end(self, phase: Phase) -> Bytes:
         return self.features @ np.array(phase.end)
 
+    @cached_property
+    def _kept(self) -> Bytes:
+        """Return what the layers' forward leaves for backward."""
+        return self.features @ self._forward_starts[-1]
+
+    @cached_property
     def _forward_starts(self) -> Array:
         """Return the polynomials at the start of each layer and at the end of the last."""
         profile = self.profile
         ends = [profile.kinds[i].forward.end for i in profile.layers]
         return np.cumsum(np.array([profile.embedding_forward.end, *ends]), axis=0)
 
+    @cached_property
     def _backward_starts(self) -> Array:
         """Return the polynomials at the start of each layer's backward, and at the first's end."""
         profile = self.profile
-        top = self._forward_starts()[-1] + sum(
+        top = self._forward_starts[-1] + sum(
             np.array(phase.end)
             for phase in (
                 profile.head_forward,
@@ -187,6 +214,7 @@ class Walk:
         after = np.vstack([above[1:], np.zeros((1, ends.shape[1]))])
         return np.vstack([top + after, top + above[:1]])
 
+    @cached_property
     def _candidates(self) -> list[int]:
         """Return the layers that can be highest."""
         layers = self.profile.layers
@@ -198,11 +226,11 @@ class Walk:
     def _backward_candidates(self) -> Iterator[tuple[int, Any]]:
         """Yield kinds and layers; a layer may be another for each plan."""
         layers = self.profile.layers
-        yield from ((layers[index], index) for index in self._candidates())
+        yield from ((layers[index], index) for index in self._candidates)
         turn = self.engine.turn()
         if turn is None:
             return
-        finished = np.array([self._layer(i).finished for i in range(len(layers))])
+        finished = self._layers["finished"]
         for kind in dict.fromkeys(layers):
             own = np.flatnonzero(np.array(layers) == kind)
             # The layer of its kind in whose backward that much is finished, and the one above.
@@ -222,25 +250,26 @@ class Walk:
             above=size.total - size.embedding, first=False, finished=size.trainable - trained,
         )  # fmt: skip
 
-    def _layer(self, index: Any) -> Place:
+    @cached_property
+    def _layers(self) -> dict[str, Array]:
+        """Return what a `Place` says of each layer, ``[layers]`` each."""
         size = self.sizes
-        layers, trained = size.layers, size.layers_trainable
+        layers, trained = np.asarray(size.layers), np.asarray(size.layers_trainable)
         tail = size.head + size.norm
-        below = size.embedding + np.concatenate([[0.0], np.cumsum(layers)])[index]
-        above = tail + np.concatenate([np.cumsum(layers[::-1])[::-1], [0.0]])[index + 1]
-        done = np.concatenate([np.cumsum(trained[::-1])[::-1], [0.0]])[index + 1]
-        return Place(
-            kind="layer",
-            unit=layers[index],
-            unit_trainable=trained[index],
-            before=np.concatenate([[size.embedding], layers])[index],
-            after=np.append(layers[1:], tail)[index],
-            after_trainable=np.append(trained[1:], tail * size.all_train)[index],
-            below=below,
-            above=above,
-            first=np.equal(index, 0),
-            finished=tail * size.all_train + done,
-        )
+        return {
+            "unit": layers,
+            "unit_trainable": trained,
+            "before": np.append([size.embedding], layers[:-1]),
+            "after": np.append(layers[1:], tail),
+            "after_trainable": np.append(trained[1:], tail * size.all_train),
+            "below": size.embedding + np.cumsum(layers) - layers,
+            "above": tail + layers.sum() - np.cumsum(layers),
+            "finished": tail * size.all_train + trained.sum() - np.cumsum(trained),
+        }
+
+    def _layer(self, index: Any) -> Place:
+        here = {name: of_layer[index] for name, of_layer in self._layers.items()}
+        return Place(kind="layer", first=np.equal(index, 0), **here)
 
     def _tail(self) -> Place:
         size = self.sizes

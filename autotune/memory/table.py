@@ -174,7 +174,9 @@ def _highest(walk: Walk, instants: dict[str, int]) -> tuple[Array, NDArray[np.in
     highest, which = np.full(count, -1.0), np.zeros(count, np.int64)
     for moment in walk.moments():
         number = instants.setdefault(moment.instant, len(instants))
-        total = np.broadcast_to(np.asarray(moment.total, float), (count,))
+        total = np.asarray(moment.total, float)
+        if total.ndim == 2:
+            total = total.max(axis=0)
         above = total > highest
         comes = happens(moment, walk.engine.runs.steps)
         if comes is not None:

@@ -15,6 +15,8 @@ from autotune.errors import AutotuneError, nearest
 from autotune.plan import Engine
 from autotune.resources import data_dir
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class Replicate(StrEnum):
     """Which data-parallel ranks hold copies of the same model states."""
@@ -89,7 +91,7 @@ def _find(name: str, shipped: dict[str, Traversable]) -> Strategy:
 
 def _read(file: Traversable, label: str) -> Strategy:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -170,7 +170,7 @@ def _activation_bytes(
 ) -> tuple[Array, Array]:
     """Return the saved bytes of all layers, and the loss's; both are linear in the micro-batch."""
     layers, logits = np.zeros_like(batch), np.zeros_like(batch)
-    for degree in np.unique(cp):
+    for degree in sorted(set(cp.tolist())):
         one, two = (
             count_activations(model, workload, replace(plan, micro_batch_size=size, cp=int(degree)))
             for size in (1, 2)
