@@ -63,7 +63,7 @@ def can_still_win(options: Options, belief: Belief, best: float | None, toleranc
 def next_rung(options: Options, belief: Belief, best: float | None, hopeful: Flags) -> int:
     """Return the position of the rung to measure next; at least one must be hopeful."""
     if best is None:
-        return _best_predicted(options, belief, hopeful)
+        return _first_answer(options, belief, hopeful)
     gain = np.where(hopeful, expected_improvement(belief, best) * options.fit, 0.0)
     rate = gain / options.rung_s
     chosen, best_rate = -1, -1.0
@@ -88,12 +88,14 @@ def expected_improvement(belief: Belief, best: float) -> Floats:
     return np.maximum(gain, 1e-300)
 
 
-def _best_predicted(options: Options, belief: Belief, hopeful: Flags) -> int:
-    """Return the fastest of those that rather fit than not; of none, the likeliest to fit."""
-    likely = hopeful & (options.fit >= 0.5)
-    if likely.any():
-        return int(np.argmax(np.where(likely, belief.mean, -np.inf)))
-    return int(np.argmax(np.where(hopeful, options.fit, -np.inf)))
+def _first_answer(options: Options, belief: Belief, hopeful: Flags) -> int:
+    """Return the rung of most tokens/s to expect a second of search: without one there is nothing.
+
+    So a safe rung comes before a faster one that may not fit.
+    """
+    log_gain = belief.mean + np.log(np.maximum(options.fit, 1e-9))
+    cost = options.rung_s + np.where(options.running, 0.0, options.launch_s)
+    return int(np.argmax(np.where(hopeful, log_gain - np.log(cost), -np.inf)))
 
 
 def _bundle(rungs: Integers, gain: Floats, options: Options) -> tuple[int, float]:
