@@ -26,10 +26,10 @@ from typing import Any
 import search_plots
 from landscape import FOLDER, Landscape, landscape_names, load_landscape
 from replay import SAMPLERS, Replayed, exhaustive_s, one_launch_each_s, replay
+from search_page import write_page
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = HERE.parents[1] / "docs" / "search.md"
 IMAGES = HERE.parents[1] / "docs" / "images"
 OURS = "cost-model"
 SEEDS = 10
@@ -76,7 +76,7 @@ def main() -> int:
         )
     whole = not args.landscapes and set(args.samplers) == set(SAMPLERS) and args.seeds >= SEEDS
     if args.folder == FOLDER and whole:
-        write_page(figures, landscapes)
+        write_page(figures, list(landscapes), SAMPLERS)
     print_figures(figures, args.seeds, time.monotonic() - started)
     return 0
 
@@ -227,25 +227,6 @@ def write_results(
                 )  # fmt: skip
     _write(folder / "regret.csv", rows)
     _write(folder / "figures.csv", figures)
-
-
-def write_page(figures: Sequence[Figure], landscapes: Mapping[str, Landscape]) -> None:
-    """Put the figures and the plots into docs/search.md."""
-    head = "| landscape | figure | value | target | |\n| --- | --- | --- | --- | --- |\n"
-    lines = [
-        f"| {f['landscape']} | {f['figure']}{' (' + f['detail'] + ')' if f['detail'] else ''} | "
-        f"{f['value']:.3f} | {'' if f['at_most'] is None else format(f['at_most'], 'g')} | "
-        f"{_PASSED[f['passed']]} |"
-        for f in figures
-    ]
-    plots = "\n".join(f"![regret on {name}](images/regret-{name}.png)\n" for name in landscapes)
-    text = PAGE.read_text()
-    for name, block in (("figures", head + "\n".join(lines)), ("plots", plots)):
-        start = f"<!-- {name}: written by make bench-search -->"
-        end = f"<!-- end of {name} -->"
-        before, _, rest = text.partition(start)
-        text = f"{before}{start}\n{block}\n{end}{rest.partition(end)[2]}"
-    PAGE.write_text(text)
 
 
 def times(total_s: float) -> list[float]:
