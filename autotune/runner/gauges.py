@@ -35,6 +35,8 @@ class Peak:
     alloc_retries: int
     device_used_bytes: int | None = None
     """CUDA: taken on the whole device, as NVML counts it; context and libraries are in it."""
+    device_total_bytes: int | None = None
+    """CUDA: what the device has."""
 
 
 class CudaGauge:
@@ -79,6 +81,7 @@ class CudaGauge:
             reserved_bytes=torch.cuda.max_memory_reserved(),
             alloc_retries=torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries,
             device_used_bytes=total - free,
+            device_total_bytes=total,
         )
 
     def now_s(self) -> float:

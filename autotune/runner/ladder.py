@@ -241,6 +241,7 @@ class Ladder(TrainerCallback):
                 peak_reserved_bytes=peak.reserved_bytes,
                 alloc_retries=peak.alloc_retries,
                 device_used_bytes=peak.device_used_bytes,
+                device_total_bytes=peak.device_total_bytes,
             )
         )
         if segment.last_of_rung:

@@ -20,6 +20,8 @@ from autotune.trial.record import TrialRecord
 
 THRASH_RETRIES = 1
 """More allocator retries than this in a rung's counted steps: it thrashes (Composer's gate)."""
+_NEAR_TOTAL = 0.98
+"""A device filled further leaves a longer batch no room: it counts as thrashing."""
 
 _MEMORY = {Outcome.OOM, Outcome.HOST_OOM}
 
@@ -174,13 +176,13 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
     step_tokens = base[0].mean_step_tokens / base_accum * plan.grad_accum_steps
     read_tokens = statistics.mean(base[0].valid_tokens) / base_accum * plan.grad_accum_steps
     retries = max(part.alloc_retries for part in base)
-    thrashes = retries > THRASH_RETRIES
+    thrashes = _thrashing(base)
     return TrialRecord(
         launch=0,
         plan_id=plan.id,
         plan=plan.to_dict(),
         outcome=Outcome.THRASH if thrashes else Outcome.OK,
-        message=f"{retries} allocator retries: too near the memory limit" if thrashes else "",
+        message=thrashes or "",
         tokens_per_s=step_tokens / spread.median,
         step_tokens=step_tokens,
         step_tokens_read=read_tokens,
@@ -199,6 +201,18 @@ def _measured(plan: Plan, answers: list[RungResult]) -> TrialRecord:
         warmup_times_s=tuple(base[0].warmup_s),
         rung_wall_s=max(answer.wall_s for answer in answers) or None,
     )
+
+
+def _thrashing(parts: Sequence[AccumulationResult]) -> str | None:
+    """Say why a rung that ran is too near the limit of memory, if so."""
+    retries = max(part.alloc_retries for part in parts)
+    if retries > THRASH_RETRIES:
+        return f"{retries} allocator retries: too near the memory limit"
+    for part in parts:
+        used, total = part.device_used_bytes, part.device_total_bytes
+        if used is not None and total and used > _NEAR_TOTAL * total:
+            return f"{used / total:.1%} of the device's memory taken: too near its limit"
+    return None
 
 
 def _composed(spread: Spread, base: list[AccumulationResult], grad_accum_steps: int) -> Spread:

@@ -169,6 +169,8 @@ class AccumulationResult(_Message):
     alloc_retries: int = 0
     device_used_bytes: int | None = None
     """CUDA: taken on the whole device, as NVML counts it."""
+    device_total_bytes: int | None = None
+    """CUDA: what the device has."""
 
 
 class Rehearsal(_Message):
