@@ -69,21 +69,26 @@ def remove_stale_locks(cache: Path) -> list[str]:
     """Remove the dead locks of torch's extension builder; only while holding our own lock.
 
     A young lock may be that of a rank of another launch, which fails when its lock vanishes: it is
-    given the time to let go.
+    given the time to let go. One that was taken anew meanwhile is that of a rank that lives.
     """
     removed = []
     for lock in cache.glob("**/lock"):
-        while (age := _age_s(lock)) is not None and age < _LOADING_S:
+        taken_at = _taken_at(lock)
+        while _taken_at(lock) == taken_at:
+            if taken_at is None or time.time() - taken_at >= _LOADING_S:
+                break
             time.sleep(0.1)
-        if age is not None:
+        else:
+            continue
+        if taken_at is not None:
             lock.unlink(missing_ok=True)
             removed.append(lock.parent.name)
     return removed
 
 
-def _age_s(file: Path) -> float | None:
+def _taken_at(lock: Path) -> float | None:
     try:
-        return time.time() - file.stat().st_mtime
+        return lock.stat().st_mtime
     except FileNotFoundError:
         return None
 

@@ -101,3 +101,25 @@ def test_only_deepspeed_needs_built_operators():
     assert needed_ops(zero, "cuda") == []
     assert needed_ops(zero, "cpu") == ["ShareMemCommBuilder"]
     assert needed_ops(offload, "cuda") == ["CPUAdamBuilder"]
+
+
+def test_a_lock_that_others_take_again_and_again_is_not_waited_for(tmp_path: Path):
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    done = threading.Event()
+
+    def take_again():
+        while not done.wait(0.02):
+            new = tmp_path / "new"
+            new.touch()
+            new.replace(lock)
+
+    taker = threading.Thread(target=take_again)
+    taker.start()
+    try:
+        assert remove_stale_locks(tmp_path) == []
+    finally:
+        done.set()
+        taker.join()
+    assert lock.exists()
