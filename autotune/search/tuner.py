@@ -26,7 +26,7 @@ from autotune.search.space import Family
 from autotune.trial.folder import numbered_launches
 from autotune.trial.forkserver import ForkServer
 from autotune.trial.nodes.leader import Leader
-from autotune.trial.ranks import ColdStarter, Starter
+from autotune.trial.ranks import Starter
 from autotune.trial.record import TrialRecord
 from autotune.trial.store import RecordStore
 
@@ -137,11 +137,13 @@ class Tuner:
                 self._progress, lambda: after_launch(self._stopped("still running", started))
             )
             with ForkServer(self._folder) as server:
-                because = self._loop(self._on_all_hosts(server, fork=True), limits, teller)
-            if confirm:
-                starter = self._on_all_hosts(ColdStarter(), fork=False)
-                confirmer = Confirmer(self._folder, self._job, self._book, self._progress, starter)
-                confirmer.run(confirm, limits.budget_ends)
+                starter = self._hosts.use(server, fork=True) if self._hosts else server
+                because = self._loop(starter, limits, teller)
+                if confirm:
+                    confirmer = Confirmer(
+                        self._folder, self._job, self._book, self._progress, starter
+                    )
+                    confirmer.run(confirm, limits.budget_ends)
             return self._stopped(because, started)
         except KeyboardInterrupt:
             keep_finished(self._folder, self._book, self._progress.note)
@@ -149,9 +151,6 @@ class Tuner:
             return replace(self._stopped("interrupted", started), interrupted=True)
         finally:
             self._progress.stop()
-
-    def _on_all_hosts(self, here: Starter, *, fork: bool) -> Starter:
-        return self._hosts.use(here, fork=fork) if self._hosts else here
 
     def _loop(self, server: Starter, limits: _Limits, teller: _Teller) -> str:
         """Run a loop in each slot until all have stopped; return why."""
