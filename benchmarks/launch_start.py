@@ -36,7 +36,17 @@ COLUMNS = [
     "load_1min",
 ]  # fmt: skip
 PLANS = {
+    "ddp": Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=2),
+    "zero1": Plan(strategy="zero1", engine=Engine.DEEPSPEED, zero_stage=1, dp_shard=2),
     "zero2": Plan(strategy="zero2", engine=Engine.DEEPSPEED, zero_stage=2, dp_shard=2),
+    "zero3": Plan(strategy="zero3", engine=Engine.DEEPSPEED, zero_stage=3, dp_shard=2),
+    "zero2_offload_optimizer": Plan(
+        strategy="zero2_offload_optimizer",
+        engine=Engine.DEEPSPEED,
+        zero_stage=2,
+        dp_shard=2,
+        offload_optimizer=True,
+    ),
     "fsdp2": Plan(strategy="fsdp2", engine=Engine.FSDP2, dp_shard=2),
 }
 

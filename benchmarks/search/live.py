@@ -146,6 +146,7 @@ def launch_alone(template: Request, plan: Plan, folder: Path):
             "rungs": [rung],
             "out_dir": str(folder.resolve()),
             "measurement": Measurement(),
+            "converses": False,
             "rehearses": False,
         }
     )
