@@ -145,10 +145,6 @@ class Leader:
             return self._local.start(number, folder, self._own_variables(folder, variables))
         return self._followers[node].start_rank(number)
 
-    def lost(self) -> str | None:
-        """Say whether what starts the ranks of this host died."""
-        return self._local.lost()
-
     def notes(self) -> list[str]:
         """Return what is to be known of the starts here."""
         return self._local.notes()
@@ -401,7 +397,7 @@ class _Follower:
             case "started" if message["rank"] in self.ranks:
                 self.ranks[message["rank"]].pid = message["pid"]
             case "exit" if message["rank"] in self.ranks:
-                self.ranks[message["rank"]].end(message["code"])
+                self.ranks[message["rank"]].end(message["code"], lost=message["lost"])
             case "built":
                 self.built = message["why_not"]
 
@@ -455,11 +451,13 @@ class RemoteRank:
         self.pid = 0
         """On its host; 0 until that said so."""
         self.returncode: int | None = None
+        self._lost: str | None = None
         self.last_state: str | None = "R"
 
-    def end(self, code: int) -> None:
-        """Note its exit code; the first counts."""
+    def end(self, code: int, *, lost: str | None = None) -> None:
+        """Note its exit code and what its host says of `RankProcess.lost`; the first counts."""
         if self.returncode is None:
+            self._lost = lost
             self.returncode = code
             self._ended.set()
 
@@ -479,3 +477,7 @@ class RemoteRank:
         """Wait until its host says that it ended."""
         self._ended.wait(timeout_s)
         return self.returncode
+
+    def lost(self) -> str | None:
+        """Say how the fork server of its host died, where that ended it."""
+        return self._lost
