@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "search"))
+SEARCH = Path(__file__).resolve().parents[2] / "benchmarks" / "search"
+sys.path.insert(0, str(SEARCH))
 
-from landscape import Landscape, load_landscape
+from landscape import Landscape, load_landscape  # noqa: E402
 
-from tests.unit.search_bench import families_of
+from tests.unit.search_bench import families_of  # noqa: E402
 
 COLUMNS = (
     "round", "launch", "plan", "outcome", "step_tokens", "step_times_s", "warmup_s",
