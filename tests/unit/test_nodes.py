@@ -18,7 +18,8 @@ from autotune.spec.workload import Workload
 from autotune.trial.launch import rank_environment
 from autotune.trial.nodes.follower import follow
 from autotune.trial.nodes.hosts import Endpoint, differences, interface_of, is_here
-from autotune.trial.nodes.leader import Leader, RemoteRank
+from autotune.trial.nodes.leader import Leader
+from autotune.trial.nodes.remote import RemoteRank
 from autotune.trial.nodes.wire import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
@@ -358,7 +359,7 @@ def test_a_lost_host_is_named_as_the_cause(tmp_path: Path) -> None:
     ended = join(endpoint, starters=sleepers)
     with leader_at(endpoint, local=Sleepers()) as leader, launched(leader, tmp_path) as (_, there):
         until(lambda: there.pid > 0)
-        leader._followers[1].wire.close()
+        leader._hosts.host(1).wire.close()
         until(lambda: there.poll() is not None)
         result = read_message(RankResult, tmp_path / rank_result_file(1))
         assert result.complete and result.error is not None

@@ -21,8 +21,7 @@ from autotune.trial.forkserver import ForkServer
 from autotune.trial.interrupts import interrupts_held
 from autotune.trial.launch import rank_environment
 from autotune.trial.native_ops import build_native_ops
-from autotune.trial.nodes.hosts import Endpoint
-from autotune.trial.nodes.leader import interface_variables
+from autotune.trial.nodes.hosts import Endpoint, interface_variables
 from autotune.trial.nodes.wire import Wire, WireClosed, WrongSecret
 from autotune.trial.protocol import (
     REQUEST_FILE,
