@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
-SEARCH = Path(__file__).resolve().parents[2] / "benchmarks" / "search"
-sys.path.insert(0, str(SEARCH))
+from landscape import Landscape, load_landscape
 
-from landscape import Landscape, load_landscape  # noqa: E402
-
-from tests.unit.search_bench import families_of  # noqa: E402
+from tests.unit.search_bench import families_of
 
 COLUMNS = (
     "round", "launch", "plan", "outcome", "step_tokens", "step_times_s", "warmup_s",

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("optuna")
 
-from tests.unit.search_landscape import COLD_S, READY_S, SEARCH, made_up  # noqa: I001
+import replay
 from landscape import Landscape
 from replay import Replayed, Step, exhaustive_s, one_launch_each_s
 
+from tests.unit.search_landscape import COLD_S, READY_S, made_up
+
 # By its file: benchmarks/memory has a module of this name as well.
-_SPEC = importlib.util.spec_from_file_location("search_report", SEARCH / "report.py")
+_FILE = Path(replay.__file__).with_name("report.py")
+_SPEC = importlib.util.spec_from_file_location("search_report", _FILE)
 assert _SPEC is not None and _SPEC.loader is not None
 report = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(report)

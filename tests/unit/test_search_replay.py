@@ -9,18 +9,12 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from tests.unit.search_landscape import (  # noqa: I001  # it makes the next ones importable
-    COLD_S,
-    FAILS_AFTER_S,
-    READY_S,
-    STEP_TOKENS,
-    made_up,
-)
 import landscape as landscapes
 import replay as replays
 from simulated import ReplayBench, counted_steps
 
 from autotune.trial.protocol import Measurement, Outcome
+from tests.unit.search_landscape import COLD_S, FAILS_AFTER_S, READY_S, STEP_TOKENS, made_up
 
 
 @pytest.fixture(scope="module")
