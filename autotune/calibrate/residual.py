@@ -6,6 +6,10 @@ two), and of the two together with the engine. Each effect has a normal prior ar
 answer is the closed form of Bayesian linear regression (Bishop, "Pattern Recognition and Machine
 Learning", section 3.3): without data nothing moves, one trial moves its own kind most and the
 others by what they share (partial pooling), and what was never tried keeps its spread.
+
+A search begins with what trials of earlier studies on its machine say here
+(`autotune.search.learning`). Its own trials are learned by its sampler, whose Gaussian process is
+fitted anew after each (`autotune.search.gaussian_process`); here as well, they would count twice.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class TimeRow:
 
 
 class TimeResidual:
-    """Corrections of predicted step times, refitted after every trial.
+    """Corrections of predicted step times, fitted to all trials it was told of.
 
     The prediction it corrects must be the one it learned with: of one calibration.
     """

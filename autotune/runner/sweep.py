@@ -16,10 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autotune.calibrate.spec import SweepAnswer, SweepSpec, answer_file
+from autotune.errors import AutotuneError
 from autotune.runner.answer import die_with_parent
 from autotune.trial.protocol import read_message, write_message
 
 Part = Callable[[SweepSpec, SweepAnswer], None]
+_REFUSALS = (AutotuneError, ImportError, MemoryError, OSError, RuntimeError, ValueError)
+"""How a library or the machine says that a part cannot be measured; anything else is a bug here."""
 
 
 def main() -> None:
@@ -94,21 +97,33 @@ def _in_fork(spec: SweepSpec, name: str, part: Part) -> None:
             _answer(spec, name, part)
             code = 0
         finally:
+            if code:
+                traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    os.waitpid(child, 0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if ended:
+        note = f"{name}: its process ended with {ended}"
+        _write(spec, name, SweepAnswer(rank=_rank(), notes=[note]))
 
 
 def _answer(spec: SweepSpec, name: str, part: Part) -> None:
-    rank = int(os.environ["RANK"])
-    answer = SweepAnswer(rank=rank)
+    answer = SweepAnswer(rank=_rank())
     try:
         part(spec, answer)
-    except Exception as error:  # one part that fails must not cost the others
+    except _REFUSALS as error:  # one part that cannot be measured must not cost the others
         traceback.print_exc()
         answer.notes.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
-    write_message(answer, Path(spec.folder) / answer_file(rank, name))
+    _write(spec, name, answer)
+
+
+def _write(spec: SweepSpec, name: str, answer: SweepAnswer) -> None:
+    write_message(answer, Path(spec.folder) / answer_file(answer.rank, name))
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def engine_part(number: int, depth: int) -> Callable[[SweepSpec, SweepAnswer], N
 
     def measure(spec: SweepSpec, answer: SweepAnswer) -> None:
         from autotune.runner.answer import Answer
+        from autotune.runner.checks import InvalidRunError
         from autotune.runner.sweep_passes import config_at_depth
         from autotune.runner.trial import run_trial
 
@@ -48,7 +49,11 @@ def engine_part(number: int, depth: int) -> Callable[[SweepSpec, SweepAnswer], N
             measurement=_MEASUREMENT,
         )
         trial = Answer(request)
-        run_trial(request, trial)
+        try:
+            run_trial(request, trial)
+        except InvalidRunError as error:
+            answer.notes.append(f"{plan.strategy}: {error}")
+            return
         once, twice = (rung.accumulations[0] for rung in trial.result.rungs)
         answer.engines.append(
             EngineTimes(

@@ -10,20 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from autotune.planner import Estimate
 from autotune.search.acquisition import Flags, Options, can_still_win, next_rung
 from autotune.search.candidates import Candidates
 from autotune.search.costs import Costs, planned_rung_s
+from autotune.search.finite_sampler import FiniteSampler
 from autotune.search.gaussian_process import Belief, Observations, believe
 from autotune.search.names import TOLERANCE
-from autotune.search.parameters import FAMILY, distributions, params_of
 from autotune.search.policy import Offer
 from autotune.search.space import Family
 from autotune.search.told import (
@@ -48,7 +46,7 @@ class _State:
     hopeful: Flags = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
-class CostModelSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
+class CostModelSampler(FiniteSampler):
     """Asks for the rung with the largest expected improvement a second.
 
     Args:
@@ -68,11 +66,10 @@ class CostModelSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         seed: int | None = None,
         log_correction: Mapping[str, float] | None = None,
     ) -> None:
+        super().__init__(families, seed=seed)
         self._candidates = Candidates.of(families, log_correction) if families else None
-        self._space = distributions(families) if families else {}
         self._tolerance = tolerance
         self._measurement = measurement or Measurement()
-        self._fallback = optuna.samplers.RandomSampler(seed=seed)
         self._offer: Offer | None = None
         self._known: tuple[int, Offer | None, _State] | None = None
 
@@ -96,45 +93,18 @@ class CostModelSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """Return what is believed of every candidate's log tokens/s by now."""
         return self._state(study).belief
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return the finite space; empty where there is none, which leaves all to the fallback."""
-        return self._space
-
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
+    def next_point(self, study: optuna.Study) -> tuple[Family, int] | None:
         """Return the family and the micro batch to measure next."""
-        self._raise_error_if_multi_objective(study)
         candidates = self._candidates
-        if candidates is None or FAMILY not in search_space:
-            return {}
+        if candidates is None:
+            return None
         state = self._state(study)
         wanted = state.hopeful if state.hopeful.any() else state.options.open
         if not wanted.any():
-            return {}
+            return None
         chosen = next_rung(state.options, state.belief, state.best, wanted)
         family = candidates.families[int(candidates.family[chosen])]
-        return params_of(family, candidates.estimates[chosen].plan.micro_batch_size)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Sample a parameter outside the finite space, as `RandomSampler` does."""
-        self._raise_error_if_multi_objective(study)
-        return self._fallback.sample_independent(study, trial, param_name, param_distribution)
-
-    def reseed_rng(self) -> None:
-        """Give the fallback another seed."""
-        self._fallback.reseed_rng()
+        return family, candidates.estimates[chosen].plan.micro_batch_size
 
     def _state(self, study: optuna.Study) -> _State:
         candidates = self._candidates

@@ -15,15 +15,12 @@ run of the model that comes first is not charged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
 
 from autotune.plan import Engine, Plan, Recompute
 from autotune.planner import Estimate
-from autotune.search.parameters import FAMILY, distributions, params_of
+from autotune.search.finite_sampler import FiniteSampler
 from autotune.search.policy import Offer
 from autotune.search.space import Family
 from autotune.search.told import PLAN_ID
@@ -32,7 +29,7 @@ METRIC_PERCENT_DIFF = 0.05
 """METRIC_PERCENT_DIFF_CONST in deepspeed/autotuning/constants.py."""
 
 
-class DeepSpeedAutotuningSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
+class DeepSpeedAutotuningSampler(FiniteSampler):
     """Asks for what DeepSpeed Autotuning would measure, and ends where it would.
 
     Args:
@@ -41,10 +38,9 @@ class DeepSpeedAutotuningSampler(optuna.samplers.BaseSampler):  # type: ignore[m
     """
 
     def __init__(self, families: Sequence[Family], *, seed: int | None = None) -> None:
+        super().__init__(families, seed=seed)
         stages = [family for family in families if _stage(family.ladder[0].plan) is not None]
         self._stages = sorted(stages, key=lambda family: _stage(family.ladder[0].plan) or 0)
-        self._space = distributions(families) if families else {}
-        self._fallback = optuna.samplers.RandomSampler(seed=seed)
         self._offer: Offer | None = None
 
     def offer(self, offer: Offer) -> None:
@@ -53,37 +49,12 @@ class DeepSpeedAutotuningSampler(optuna.samplers.BaseSampler):  # type: ignore[m
 
     def finished(self, study: optuna.Study) -> str | None:
         """Return why the search is over; None while the algorithm has a next point."""
-        if self._next(study) is not None:
+        if self.next_point(study) is not None:
             return None
         return "DeepSpeed Autotuning's algorithm has no further point in this space"
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return the finite space."""
-        return self._space
-
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
+    def next_point(self, study: optuna.Study) -> tuple[Family, int] | None:
         """Return the next point of the algorithm."""
-        found = self._next(study) if FAMILY in search_space else None
-        return {} if found is None else params_of(found[0], found[1])
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Sample a parameter outside the finite space, as `RandomSampler` does."""
-        return self._fallback.sample_independent(study, trial, param_name, param_distribution)
-
-    def _next(self, study: optuna.Study) -> tuple[Family, int] | None:
         values = {
             trial.user_attrs[PLAN_ID]: trial.value or 0.0
             for trial in study.get_trials(deepcopy=False)

@@ -116,8 +116,8 @@ class ConversationalLaunch:
                 results = read_results(self._folder)
                 return read_rung(plan, rung, results, Outcome.OK, "")
             ended = self._end()
-            lost = self._starter.lost() if self._starter is not None else None
-            if lost is None or self._repeated:
+            lost = self._running.lost()
+            if lost is None or self._repeated or self._ended is not None:
                 self._ended = ended
                 outcome = ended.outcome
                 message = ended.message

@@ -78,12 +78,12 @@ class ForkServer:
         self._channel: socket.socket | None = None
         self._buffer = b""
         self._environment: dict[str, str] = {}
-        self._answers: dict[int, dict[str, Any]] = {}
-        self._running: set[int] = set()
-        self._exits: dict[int, int] = {}
+        self._answers: dict[int, ForkedRank | str] = {}
+        """By order: the rank, or why there is none."""
+        self._ranks: dict[int, ForkedRank] = {}
+        """By process id, those that the running server forked and that have not ended."""
         self._next_id = 0
         self._refused: str | None = None
-        self._lost: str | None = None
         self._notes: list[str] = []
         self.imports_s: float | None = None
         """Seconds the running server took to import everything; None before one was ready."""
@@ -114,10 +114,10 @@ class ForkServer:
                 if self._refused is None:
                     self._be_ready(variables)
                 answer = self._ask(order) if self._refused is None else None
-                if answer is not None and "pid" in answer:
-                    return ForkedRank(self, answer["pid"])
+                if isinstance(answer, ForkedRank):
+                    return answer
                 if answer is not None:
-                    self._give_up(answer["refused"])
+                    self._give_up(answer)
             if self._refused is None:
                 self._give_up("the fork server died twice")
         return self._cold.start(number, folder, variables)
@@ -126,21 +126,14 @@ class ForkServer:
         """Kill what carries the tag on this host."""
         self._cold.kill_stragglers(tag)
 
-    def lost(self) -> str | None:
-        """Say whether the server died, and ranks with it, since this was asked last."""
-        with self._lock:
-            self.listen()
-            lost, self._lost = self._lost, None
-            return lost
-
     def notes(self) -> list[str]:
         """Return what was noted since this was asked last."""
         with self._lock:
             notes, self._notes = self._notes, []
             return notes
 
-    def close(self) -> None:
-        """End the server; its ranks die with it."""
+    def close(self, why: str = "the fork server was closed") -> None:
+        """End the server; its ranks die with it, and say why."""
         with self._lock:
             process, self._process = self._process, None
             if self._channel is not None:
@@ -152,15 +145,14 @@ class ForkServer:
                 except subprocess.TimeoutExpired:  # still importing, or stopped
                     process.kill()
                     process.wait(30)
-            self._end_ranks()
+            self._end_ranks(why)
 
-    def exit_code(self, pid: int) -> int | None:
-        """Return how a forked rank ended; None while it runs."""
+    def listen(self) -> None:
+        """Take in what the server has said, so that its ranks know how they ended."""
         with self._lock:
-            self.listen()
-            return self._exits.get(pid)
+            self._listen(0.0)
 
-    def listen(self, timeout_s: float = 0.0) -> None:
+    def _listen(self, timeout_s: float) -> None:
         """Take in what the server says, waiting so long for a first word."""
         while self._channel is not None:
             if not select.select([self._channel], [], [], timeout_s)[0]:
@@ -179,20 +171,18 @@ class ForkServer:
                 if "ready" in line:
                     self.imports_s = line["ready"]
                 elif "exited" in line:
-                    self._exits[line["exited"]] = line["code"]
-                    self._running.discard(line["exited"])
+                    self._ranks.pop(line["exited"]).end(line["code"])
+                elif "refused" in line:
+                    self._answers[line["id"]] = line["refused"]
                 else:
-                    self._answers[line["id"]] = line
-                    if "pid" in line:  # a number that an earlier rank may have had
-                        self._exits.pop(line["pid"], None)
-                        self._running.add(line["pid"])
+                    rank = self._ranks[line["pid"]] = ForkedRank(self, line["pid"])
+                    self._answers[line["id"]] = rank
 
     def _be_ready(self, variables: Mapping[str, str]) -> None:
         wanted = {k: v for k, v in variables.items() if k not in self._per_launch}
-        if self._process is not None:
-            self.listen()
+        self._listen(0.0)
         if self._process is not None and wanted != self._environment:
-            self.close()
+            self.close("the fork server was started anew for another environment")
         if self._process is None:
             self._spawn(variables, wanted)
 
@@ -218,12 +208,12 @@ class ForkServer:
         self.imports_s = None
         deadline = time.monotonic() + _READY_S
         while self.imports_s is None and self._channel is not None and time.monotonic() < deadline:
-            self.listen(1.0)
+            self._listen(1.0)
         if self.imports_s is None:
             self._give_up(f"the fork server did not start; see {self._folder / SERVER_LOG}")
 
-    def _ask(self, order: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the server's answer; None when it died or did not answer."""
+    def _ask(self, order: dict[str, Any]) -> ForkedRank | str | None:
+        """Return a rank, or why the server refused; None when it died or did not answer."""
         self._next_id += 1
         number = self._next_id
         assert self._channel is not None
@@ -236,7 +226,7 @@ class ForkServer:
         while number not in self._answers:
             if self._channel is None or time.monotonic() > deadline:
                 return None
-            self.listen(1.0)
+            self._listen(1.0)
         return self._answers.pop(number)
 
     def _note_death(self) -> None:
@@ -250,19 +240,18 @@ class ForkServer:
             code = self._process.wait(30)
         self._process = None
         said = f"the fork server died with {code}"
-        if self._running:
-            self._lost = said
-        else:
+        if not self._ranks:  # else their launches say so
             self._notes.append(said)
-        self._end_ranks()
+        self._end_ranks(said)
 
-    def _end_ranks(self) -> None:
-        """Count the ranks that still ran as killed: they die with the server."""
-        self._exits.update(dict.fromkeys(self._running, -int(signal.SIGKILL)))
-        self._running.clear()
+    def _end_ranks(self, why: str) -> None:
+        """Count the ranks that still ran as killed: they die with the server that forked them."""
+        for rank in self._ranks.values():
+            rank.end(-int(signal.SIGKILL), lost=why)
+        self._ranks.clear()
 
     def _give_up(self, why: str) -> None:
-        self.close()
+        self.close(why)
         self._refused = why
         self._notes.append(f"{why}: ranks start cold")
 
@@ -274,6 +263,7 @@ class ForkedRank:
         self._server = server
         self._pid = pid
         self._returncode: int | None = None
+        self._lost: str | None = None
 
     @property
     def pid(self) -> int:
@@ -288,8 +278,17 @@ class ForkedRank:
     def poll(self) -> int | None:
         """Look whether it ended."""
         if self._returncode is None:
-            self._returncode = self._server.exit_code(self._pid)
+            self._server.listen()
         return self._returncode
+
+    def lost(self) -> str | None:
+        """Say how the server that forked it died, where that ended it."""
+        return self._lost
+
+    def end(self, code: int, *, lost: str | None = None) -> None:
+        """Note how it ended, as its server says or as that server's own end does."""
+        self._lost = lost
+        self._returncode = code  # last: other threads look at it first
 
     def state(self) -> str | None:
         """Return its state letter."""

@@ -112,6 +112,10 @@ class Running:
             stop(self.ranks)
             self._starter.kill_stragglers(self.tag)
 
+    def lost(self) -> str | None:
+        """Say how what forked a rank of the stopped launch died and took it along, if so."""
+        return next(filter(None, (rank.process.lost() for rank in self.ranks)), None)
+
     def end(self) -> Ended:
         """Return how the stopped launch ended.
 
@@ -151,8 +155,8 @@ def run_launch(
         limits: when to give up.
         on_tick: called about ten times a second, for progress displays.
         environment: more variables for the ranks.
-        starter: what starts them; without it each is a fresh interpreter on this host. One that
-            dies and takes its ranks along gets a second try.
+        starter: what starts them; without it each is a fresh interpreter on this host. Should it
+            die and take ranks along, the launch gets a second try.
 
     Raises:
         AutotuneError: what a rank found to be the user's mistake, such as wrong dataset columns.
@@ -171,7 +175,7 @@ def run_launch(
         finally:
             running.stop()
         ended = running.end()
-        lost = starter.lost() if starter is not None else None
+        lost = running.lost()
         notes += starter.notes() if starter is not None else []
         if lost is None or second or ended.outcome is Outcome.OK:
             break

@@ -40,6 +40,12 @@ class RankProcess(Protocol):
     def wait(self, timeout_s: float) -> int | None:
         """Wait for its end for so long; return its exit code, None when it still runs."""
 
+    def lost(self) -> str | None:
+        """Say how the process that forked it ended, where that ended this one; else None.
+
+        It is no fault of what the rank ran: the launch is then repeated once.
+        """
+
 
 class Starter(Protocol):
     """Starts ranks."""
@@ -55,12 +61,6 @@ class Starter(Protocol):
 
     def kill_stragglers(self, tag: str) -> None:
         """Kill whatever still carries the launch's tag, grandchildren in other sessions too."""
-
-    def lost(self) -> str | None:
-        """Say since when asked last the starter itself died and took its ranks along, and how.
-
-        The launch is then repeated once.
-        """
 
     def notes(self) -> list[str]:
         """Return what users should know of the starts since it was asked last."""
@@ -96,10 +96,6 @@ class ColdStarter:
     def kill_stragglers(self, tag: str) -> None:
         """Kill what carries the tag on this host."""
         kill_tagged(TAG_VARIABLE, tag)
-
-    def lost(self) -> str | None:
-        """Say no: nothing stands between this process and the ranks."""
-        return None
 
     def notes(self) -> list[str]:
         """Return nothing."""
@@ -139,6 +135,10 @@ class LocalRank:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=timeout_s)
         return self._process.returncode
+
+    def lost(self) -> str | None:
+        """Say no: nothing stands between this process and it."""
+        return None
 
 
 def signal_group(leader: int, number: signal.Signals) -> None:

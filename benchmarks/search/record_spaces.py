@@ -127,28 +127,25 @@ _OFFLOAD_WHY = (
 )
 _HYBRID_WHY = "hsdp: it needs 4 ranks"
 
+_SHORT = Landscape(
+    name="cpu2-s128",
+    about="2 CPU ranks, short sequences: starts and optimizer steps weigh",
+    seq_len=128,
+    global_batch_size=8,
+    ranks=2,
+    strategies=SHARDED + OFFLOADED,
+    recomputed=SHARDED,
+    left_out=f"{_HYBRID_WHY}; {_OFFLOAD_WHY}",
+)
 LANDSCAPES = {
     landscape.name: landscape
     for landscape in (
-        Landscape(
-            name="cpu2-s128",
-            about="2 CPU ranks, short sequences: starts and optimizer steps weigh",
-            seq_len=128,
-            global_batch_size=8,
-            ranks=2,
-            strategies=SHARDED + OFFLOADED,
-            recomputed=SHARDED,
-            left_out=f"{_HYBRID_WHY}; {_OFFLOAD_WHY}",
-        ),
-        Landscape(
+        _SHORT,
+        replace(
+            _SHORT,
             name="cpu2-s256",
             about="2 CPU ranks, longer sequences: compute weighs",
             seq_len=256,
-            global_batch_size=8,
-            ranks=2,
-            strategies=SHARDED + OFFLOADED,
-            recomputed=SHARDED,
-            left_out=f"{_HYBRID_WHY}; {_OFFLOAD_WHY}",
         ),
         Landscape(
             name="cpu4-2hosts",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import optuna
+from simulated import MemoryStore
 
 from autotune.planner import Estimate, rank_plans
 from autotune.search.asker import Asker
@@ -34,22 +35,6 @@ def families_of(*strategies: str, global_batch_size: int = 16) -> list[Family]:
         cp_degrees=[1],
     )
     return make_families(ranking.candidates)[0]
-
-
-class MemoryStore:
-    def __init__(self) -> None:
-        self._records: dict[str, TrialRecord] = {}
-
-    def get(self, plan_id: str) -> TrialRecord | None:
-        return self._records.get(plan_id)
-
-    def all(self) -> list[TrialRecord]:
-        return list(self._records.values())
-
-    def add(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        new = [record for record in records if record.plan_id not in self._records]
-        self._records |= {record.plan_id: record for record in new}
-        return new
 
 
 class RuleBench:

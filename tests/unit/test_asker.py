@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,17 @@ def test_every_family_is_asked_though_the_sampler_repeats_itself(tmp_path, famil
         assert family in left
         left.remove(family)
         tell(asker, family, records(family, [Outcome.OK] * 9))
+
+
+def test_a_rung_may_end_early_once_it_is_surely_slower_than_the_best(tmp_path, families):
+    """Not at once: launches of one plan differ by more than a few percent."""
+    asker = asker_of(tmp_path, families, sampler="grid")
+    offer = Offer(rungs={family.name: family.ladder for family in families})
+    first = asker.ask(offer)
+    assert not isinstance(first, Stop) and first.give_up_step_s is None
+    rows = records(first.family, [Outcome.OK, Outcome.OK, Outcome.OOM])
+    for row, step_s in zip(rows, (2.0, 3.0, None), strict=True):
+        tell(asker, first.family, [replace(row, step_s=step_s)])
+    second = asker.ask(offer)
+    assert not isinstance(second, Stop) and second.give_up_step_s is not None
+    assert 1.05 < second.give_up_step_s / 2.0 < 1.5

@@ -99,7 +99,7 @@ def test_direction(path):
         ("report/html.py", "def f():\n    from transformers.models import llama"),
         ("cli/search.py", "import autotune.runner.main"),
         ("cli/__init__.py", "import rich"),
-        ("planner.py", "import pandas as pd"),
+        ("planner/ranking.py", "import pandas as pd"),
     ],
 )
 def test_broken_code_is_found(path, source):

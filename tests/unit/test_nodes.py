@@ -18,7 +18,8 @@ from autotune.spec.workload import Workload
 from autotune.trial.launch import rank_environment
 from autotune.trial.nodes.follower import follow
 from autotune.trial.nodes.hosts import Endpoint, differences, interface_of, is_here
-from autotune.trial.nodes.leader import Leader, RemoteRank
+from autotune.trial.nodes.leader import Leader
+from autotune.trial.nodes.remote import RemoteRank
 from autotune.trial.nodes.wire import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
@@ -253,6 +254,11 @@ def test_an_endpoint_of_another_host_cannot_be_led_from_here() -> None:
         pass
 
 
+class Forked(LocalRank):
+    def lost(self) -> str | None:
+        return "the fork server died" if self.returncode is not None else None
+
+
 class Sleepers:
     """Starts processes that wait for a signal, with what a rank would have written by then."""
 
@@ -267,13 +273,11 @@ class Sleepers:
         )
         if variables.get("AUTOTUNE_TEST") == "fails":
             write_message(failed, folder / rank_result_file(number))
-        return LocalRank(subprocess.Popen(["sleep", "100"], start_new_session=True))
+        kind = Forked if variables.get("AUTOTUNE_TEST") == "forked" else LocalRank
+        return kind(subprocess.Popen(["sleep", "100"], start_new_session=True))
 
     def kill_stragglers(self, tag: str) -> None:
         assert tag == "one"
-
-    def lost(self) -> str | None:
-        return None
 
     def notes(self) -> list[str]:
         return []
@@ -337,12 +341,25 @@ def test_a_rank_of_another_host_is_a_rank_as_any_other(tmp_path: Path) -> None:
             assert abs(time.monotonic() - result.error.time_s) < 10
 
 
+def test_that_a_fork_server_of_another_host_died_is_known_here(tmp_path: Path) -> None:
+    endpoint = free_endpoint()
+    join(endpoint, starters=sleepers)
+    with leader_at(endpoint, local=Sleepers()) as leader:
+        with launched(leader, tmp_path, AUTOTUNE_TEST="forked") as (_, there):
+            there.signal(signal.SIGKILL)
+            assert there.wait(10) == -signal.SIGKILL
+            assert there.lost() == "the fork server died"
+        with launched(leader, tmp_path) as (_, there):
+            there.signal(signal.SIGKILL)
+            assert there.wait(10) == -signal.SIGKILL and there.lost() is None
+
+
 def test_a_lost_host_is_named_as_the_cause(tmp_path: Path) -> None:
     endpoint = free_endpoint()
     ended = join(endpoint, starters=sleepers)
     with leader_at(endpoint, local=Sleepers()) as leader, launched(leader, tmp_path) as (_, there):
         until(lambda: there.pid > 0)
-        leader._followers[1].wire.close()
+        leader._hosts.host(1).wire.close()
         until(lambda: there.poll() is not None)
         result = read_message(RankResult, tmp_path / rank_result_file(1))
         assert result.complete and result.error is not None

@@ -82,7 +82,7 @@ def test_components_are_made_for_the_plans_that_are_looked_at(monkeypatch):
         made.append(args)
         return estimate_memory(*args, **values)
 
-    monkeypatch.setattr("autotune.planner.estimate_memory", counted)
+    monkeypatch.setattr("autotune.planner.estimate.estimate_memory", counted)
     ranking = rank()
     assert made == []
     best = ranking.candidates[0]

@@ -2,11 +2,15 @@
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from record import better_part, projected_round_s
+from record_clock import LaunchClock
+from record_rows import Row, RowFile, rows_of, rungs_of
+from record_spaces import LANDSCAPES, Arm, arms_of, landscape_named
+from record_story import Story
 
 from autotune.errors import AutotuneError
 from autotune.trial.launch import Ended
@@ -22,14 +26,6 @@ from autotune.trial.protocol import (
     rank_result_file,
     write_message,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "search"))
-
-from record import better_part, projected_round_s
-from record_clock import LaunchClock
-from record_rows import Row, RowFile, rows_of, rungs_of
-from record_spaces import LANDSCAPES, Arm, arms_of, landscape_named
-from record_story import Story
 
 LANDSCAPE = landscape_named("cpu2-s128")
 ARMS, _ = arms_of(LANDSCAPE)

@@ -1,78 +1,25 @@
-"""The replay harness: what is drawn, what is charged, what counts as regret.
-
-The landscape here is made up, in a temporary folder, so that every expected number is known.
-"""
+"""The replay harness: what is drawn, what is charged, what counts as regret."""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from pathlib import Path
+import math
+import statistics
 
 import pytest
 
 pytest.importorskip("optuna")
 
-SEARCH = Path(__file__).resolve().parents[2] / "benchmarks" / "search"
-sys.path.insert(0, str(SEARCH))
+import landscape as landscapes
+import replay as replays
+from simulated import ReplayBench, counted_steps
 
-import landscape as landscapes  # noqa: E402
-import replay as replays  # noqa: E402
-from simulated import ReplayBench, counted_steps  # noqa: E402
-
-from autotune.trial.protocol import Measurement, Outcome  # noqa: E402
-from tests.unit.search_bench import families_of  # noqa: E402
-
-COLUMNS = (
-    "round", "launch", "plan", "outcome", "step_tokens", "step_times_s", "warmup_s",
-    "rung_wall_s", "launch_ready_s", "launch_mode", "peak_allocated_bytes",
-    "peak_reserved_bytes", "message",
-)  # fmt: skip
-STORY = {
-    "model": {"name": "tiny-qwen3"},
-    "workload": {"seq_len": 128, "global_batch_size": 16},
-    "hardware": {"gpu": "cpu", "gpus_per_node": 2, "num_nodes": 1, "memory_bytes": 2**33},
-    "memory_limit_bytes": None,
-    "space": {
-        "strategies": ["ddp", "zero2", "fsdp2"], "micro_batches": None, "cp_degrees": [1],
-        "recompute": ["none", "full"],
-    },
-}  # fmt: skip
-STEP_TOKENS, READY_S, COLD_S = 1000.0, 4.0, 20.0
+from autotune.trial.protocol import Measurement, Outcome
+from tests.unit.search_landscape import COLD_S, FAILS_AFTER_S, READY_S, STEP_TOKENS, made_up
 
 
 @pytest.fixture(scope="module")
 def land(tmp_path_factory) -> landscapes.Landscape:
-    """Three rounds; the largest micro batch of fsdp2 runs out of memory; noise of 1% a round."""
-    folder = tmp_path_factory.mktemp("landscapes")
-    (folder / "made-up.json").write_text(json.dumps(STORY))
-    with (folder / "made-up.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        launch = 0
-        for round_number, mode in ((0, "cold"), (1, "fork"), (2, "fork"), (3, "fork")):
-            for family in families_of("ddp", "zero2", "fsdp2"):
-                launch += 1
-                for estimate in family.ladder[:1] if mode == "cold" else family.ladder:
-                    plan = estimate.plan
-                    fails = plan.engine == "fsdp2" and plan.micro_batch_size == 8
-                    step_s = estimate.time.step_s * (1 + 0.01 * (round_number - 2))
-                    writer.writerow(
-                        {
-                            "round": round_number, "launch": launch,
-                            "plan": json.dumps(plan.to_dict()),
-                            "outcome": "oom" if fails else "ok",
-                            "step_tokens": "" if fails else STEP_TOKENS,
-                            "step_times_s": json.dumps([] if fails else [step_s] * 5),
-                            "warmup_s": "" if fails else 2 * step_s,
-                            "rung_wall_s": 3.0 if fails else 7 * step_s,
-                            "launch_ready_s": COLD_S if mode == "cold" else READY_S,
-                            "launch_mode": mode, "peak_allocated_bytes": "",
-                            "peak_reserved_bytes": "", "message": "",
-                        }
-                    )  # fmt: skip
-    return landscapes.load_landscape("made-up", folder)
+    return made_up(tmp_path_factory.mktemp("landscapes"))
 
 
 def test_the_best_has_no_regret_and_what_does_not_run_has_all(land):
@@ -82,6 +29,14 @@ def test_the_best_has_no_regret_and_what_does_not_run_has_all(land):
     worst = min(land.truth, key=lambda plan: land.truth[plan].rate)
     gap = 1 - land.truth[worst].rate / land.truth[land.best].rate
     assert land.regret(worst) == pytest.approx(gap)
+
+
+def test_a_truth_is_the_mean_of_its_launches_and_that_means_error(land):
+    rates = [row.rate for row in land.rows[land.best]]
+    assert len(rates) == 3
+    assert land.truth[land.best].rate == pytest.approx(statistics.mean(rates))
+    error = statistics.stdev(rates) / math.sqrt(3)
+    assert land.truth[land.best].error == pytest.approx(error)
 
 
 def test_a_difference_within_the_noise_is_no_regret(land):
@@ -120,13 +75,17 @@ def test_a_launch_stays_in_its_round_and_a_failure_ends_it(land):
     for _ in range(4):
         launch = bench.open(family, family.ladder)
         ratios = set()
+        record = None
         for estimate in family.ladder:
+            before = bench.spent_s
             record = launch.measure(estimate)
             assert record is not None
             if record.outcome is Outcome.OOM:
+                assert bench.spent_s - before == FAILS_AFTER_S, "a failure costs its time, too"
                 break
             ratios.add(round((record.step_s or 0) / estimate.time.step_s, 6))
         assert len(ratios) == 1 and not launch.alive
+        assert record is not None and record.outcome is Outcome.OOM
 
 
 def test_a_hopeless_rung_charges_two_steps(land):
@@ -166,5 +125,16 @@ def test_exhausting_and_launching_each_alone(land):
     points = sum(len(arm) for arm in arms)
     whole, alone = replays.exhaustive_s(land), replays.one_launch_each_s(land, cold=False)
     cold = replays.one_launch_each_s(land, cold=True)
+    rungs_s = sum(expected_rung_s(land, plan) for arm in arms for plan in arm)
+    assert whole == pytest.approx(len(arms) * READY_S + rungs_s)
     assert alone - whole == pytest.approx((points - len(arms)) * READY_S)
     assert cold - alone == pytest.approx(points * (COLD_S - READY_S))
+
+
+def expected_rung_s(land, plan) -> float:
+    """Two steps of warm-up, then of the five what fills a second, at least three."""
+    rows = land.rows[plan.id]
+    if not rows[0].ran:
+        return FAILS_AFTER_S
+    steps = [row.step_times_s[0] for row in rows]
+    return statistics.mean((2 + min(5, max(3, math.ceil(1 / step)))) * step for step in steps)

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from autotune.errors import NothingFitsError
-from autotune.plan import Plan, Recompute
-from autotune.planner import rank_plans
-from autotune.search.space import make_families
-from autotune.spec.hardware import load_hardware
-from autotune.spec.model import load_model
-from autotune.spec.strategy import load_strategies
-from autotune.spec.workload import Workload
-from autotune.trial.folder import read_results
-from autotune.trial.launch import Ended
-from autotune.trial.outcome import read_rung
-from autotune.trial.protocol import (
-    REQUEST_FILE,
-    AccumulationResult,
-    Measurement,
-    ModelSource,
-    Outcome,
-    RankResult,
-    Request,
-    Rung,
-    RungOrder,
-    RungResult,
-    rank_result_file,
-    rung_file,
-    write_message,
-)
+from autotune.plan import Plan
+from autotune.search.book import Book
+from autotune.trial.protocol import Outcome, Request, Rung
 from autotune.trial.record import TrialRecord
+from tests.unit.search_launches import FakeLaunch, two_families
 
 
 class Silent:
@@ -51,23 +32,8 @@ class Silent:
 def make_tuner(folder: Path, learner=None, sampler: str = "grid"):
     """A search of two families, ZeRO-2 and ZeRO-3, in this order."""
     from autotune.search import tuner
-    from autotune.search.job import Job
 
-    model, workload = load_model("tiny-qwen3"), Workload(seq_len=64, global_batch_size=4)
-    ranking = rank_plans(
-        model, workload, load_hardware("cpu", 2), load_strategies(["zero2", "zero3"]),
-        cp_degrees=[1], recompute=[Recompute.NONE],
-    )  # fmt: skip
-    families, _ = make_families(ranking.candidates)
-    job = Job(
-        model=ModelSource(name=model.name, config=model.hf_config),
-        num_parameters=model.num_parameters,
-        workload=workload,
-        device="cpu",
-        memory_limit_bytes=None,
-        datasets=[],
-        measurement=Measurement(),
-    )
+    families, job = two_families()
     return tuner.Tuner(folder, families, job, Silent(), learner, sampler=sampler)
 
 
@@ -175,42 +141,54 @@ def test_what_trials_rule_out_is_not_launched_and_named(tmp_path: Path, monkeypa
     assert 0 < record.predicted_fit_probability <= 1
 
 
-class FakeLaunch:
-    """What a `ConversationalLaunch` of two ranks leaves in its folder, without the ranks."""
+def record_of(seconds: float) -> TrialRecord:
+    return TrialRecord(
+        launch=1, plan_id="one", plan={}, outcome=Outcome.OK, message="", launch_s=seconds
+    )
 
-    def __init__(self, request: Request, folder: Path, limits, *, starter, environment) -> None:
-        self._request = request.model_copy(update={"converses": True, "rungs": []})
-        self._folder = folder
-        self._done: list[RungResult] = []
-        self.alive = True
-        write_message(self._request, folder / REQUEST_FILE)
 
+@pytest.mark.parametrize(
+    ("launch_s", "confirming", "ends_after_s"),
+    [
+        (2.0, 4, 92.0),  # what four such launches take is left for them
+        (60.0, 4, 75.0),  # but no more than a quarter of the budget
+        (2.0, 0, 100.0),  # nothing will be confirmed
+        (None, 4, 100.0),  # nothing is known of how long a launch takes
+    ],
+)
+def test_the_budget_leaves_time_to_confirm(monkeypatch, launch_s, confirming, ends_after_s):
+    pytest.importorskip("optuna")
+    from autotune.search import tuner
+    from tests.unit.search_bench import MemoryStore
+
+    book = Book([], MemoryStore(), None)
+    book.store.add([record_of(launch_s)])
+    now = 1000.0
+    monkeypatch.setattr(tuner, "time", SimpleNamespace(monotonic=lambda: now))
+    limits = tuner._Limits(book, now, None, 100.0, confirming)
+    now += ends_after_s - 0.5
+    assert limits.time_spent() is None
+    now += 1.0
+    assert "--budget" in (limits.time_spent() or "")
+
+
+class TimesOut(FakeLaunch):
     def measure(self, rung: Rung, **kwargs) -> TrialRecord:
-        part = AccumulationResult(
-            grad_accum_steps=rung.grad_accum_steps,
-            step_s=[1.0] * 3,
-            micro_step_s=[0.2] * 3 * (rung.grad_accum_steps - 1),
-            sync_micro_step_s=[0.2] * 3,
-            optimizer_step_s=[0.1] * 3,
-            valid_tokens=[100] * 3,
-            mean_step_tokens=100,
-            peak_allocated_bytes=1,
-            peak_reserved_bytes=1,
-        )
-        size = rung.micro_batch_size
-        self._done.append(
-            RungResult(micro_batch_size=size, outcome=Outcome.OK, accumulations=[part])
-        )
-        order = RungOrder(launch_id=self._request.launch_id, rung=rung)
-        write_message(order, self._folder / rung_file(len(self._done)))
-        for rank in (0, 1):
-            result = RankResult(
-                launch_id=self._request.launch_id, rank=rank, world_size=2, rungs=self._done
-            )
-            write_message(result, self._folder / rank_result_file(rank))
-        results = read_results(self._folder)
-        return read_rung(self._request.plan_object(), rung, results, Outcome.OK, "")
-
-    def close(self, *, at_once: bool = False) -> Ended:
         self.alive = False
-        return Ended(outcome=Outcome.OK, message="", rank=None, exit_codes=[0, 0], elapsed_s=1.0)
+        return replace(super().measure(rung), outcome=Outcome.TIMEOUT)
+
+
+def test_what_the_budget_cuts_says_nothing_of_its_plan(tmp_path: Path, monkeypatch):
+    """A rung that its own limit ends is a timeout; one that the budget ends may be fast."""
+    pytest.importorskip("optuna")
+    from autotune.search import live
+    from tests.unit.search_bench import MemoryStore
+
+    monkeypatch.setattr(live, "build_native_ops", lambda *args, **kwargs: 0.0)
+    monkeypatch.setattr(live, "ConversationalLaunch", TimesOut)
+    (family, _), job = two_families()
+    for left_s, outcome in ((0.5, None), (600.0, Outcome.TIMEOUT), (None, Outcome.TIMEOUT)):
+        ends = None if left_s is None else time.monotonic() + left_s
+        bench = live.LiveBench(tmp_path, job, Book([family], MemoryStore(), None), print, ends)
+        record = bench.open(family, family.ladder).measure(family.ladder[0])
+        assert (record and record.outcome) == outcome

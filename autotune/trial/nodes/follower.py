@@ -21,8 +21,7 @@ from autotune.trial.forkserver import ForkServer
 from autotune.trial.interrupts import interrupts_held
 from autotune.trial.launch import rank_environment
 from autotune.trial.native_ops import build_native_ops
-from autotune.trial.nodes.hosts import Endpoint
-from autotune.trial.nodes.leader import interface_variables
+from autotune.trial.nodes.hosts import Endpoint, interface_variables
 from autotune.trial.nodes.wire import Wire, WireClosed, WrongSecret
 from autotune.trial.protocol import (
     REQUEST_FILE,
@@ -265,7 +264,7 @@ class _Serving:
                 continue
             self._tell_files(launch)  # what it wrote last
             launch.ended.add(number)
-            self._send("exit", rank=number, code=code)
+            self._send("exit", rank=number, code=code, lost=rank.lost())
         stopped: dict[int, str | None] = {
             number: state for number, state in states.items() if state in _STOPPED
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 import sys
@@ -82,6 +83,13 @@ def interface_of(address: str) -> str | None:
         own = probe.getsockname()[0]
     wanted = address if is_here(address) else own
     return _interfaces(_family(address)).get(str(wanted).partition("%")[0])
+
+
+def interface_variables(address: str) -> dict[str, str]:
+    """Return the variables that make gloo and NCCL use the interface that reaches an address."""
+    name = interface_of(address)
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {key: os.environ.get(key, name) for key in names} if name else {}
 
 
 def _interfaces(family: socket.AddressFamily) -> dict[str, str]:
