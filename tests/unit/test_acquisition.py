@@ -56,6 +56,22 @@ def test_of_equals_the_rung_of_the_running_launch_is_taken():
     assert choose(options(2, running=~running), belief([0.1, 0.1], [0.1, 0.1]), 0.0) == 0
 
 
+def test_without_an_answer_the_fastest_comes_first_where_all_fit():
+    assert choose(options(3), belief([0.1, 0.3, 0.2], [0.1] * 3), None) == 1
+
+
+def test_without_an_answer_a_safe_rung_comes_before_a_faster_one_that_may_not_fit():
+    faster = belief([0.0, math.log(1.2)], [0.1, 0.1])
+    assert choose(options(2, fit=np.array([0.9, 0.6])), faster, None) == 0
+    assert choose(options(2, fit=np.array([0.9, 0.85])), faster, None) == 1
+
+
+def test_without_an_answer_an_early_one_is_worth_more():
+    slower = options(2, rung_s=np.array([1.0, 6.0]))
+    assert choose(slower, belief([0.0, 0.1], [0.1, 0.1]), None) == 0
+    assert choose(slower, belief([0.0, 0.5], [0.1, 0.1]), None) == 1
+
+
 def test_another_family_is_launched_where_it_gains_more_than_it_costs():
     running = np.array([False, True])
     cheap = options(2, running=running, launch_s=0.5)
