@@ -25,8 +25,8 @@ from autotune.memory.knowledge import model_key
 from autotune.memory.peak import Peak
 from autotune.memory.residuals import Residual, Residuals, ruler_of
 from autotune.memory.verdict import Judged, judge_table
-from autotune.plan import Plan, Recompute
-from autotune.rules import Violation, check_plan, check_strategy
+from autotune.plan import CpBackend, Plan, Recompute
+from autotune.rules import Violation, check_plan, check_strategy, heads_divide
 from autotune.spec.hardware import HardwareSpec, check_precision
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Replicate, Strategy
@@ -106,21 +106,34 @@ def enumerate_plans(
     *,
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
+    cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
 ) -> list[Plan]:
     """Return every plan of the space, the illegal layouts once each so that a rule can say why.
 
     The accumulation follows from the exact global batch. Without `micro_batches` the powers of two
-    that divide a rank's sequences are taken, and all of them at once (accumulation 1).
+    that divide a rank's sequences are taken, and all of them at once (accumulation 1). Without
+    `cp_backends` sequences are split by Ulysses, and by the ring where its heads do not divide.
     """
-    del model  # the space does not depend on it; rules and estimates do
     plans = []
     for strategy in strategies:
-        for cp in cp_degrees:
+        for cp, backend in _sequence_splits(model, cp_degrees, cp_backends):
             for mode in recompute:
-                layout = make_plan(strategy, hardware, cp=cp, recompute=mode)
+                layout = make_plan(strategy, hardware, cp=cp, cp_backend=backend, recompute=mode)
                 plans += _with_batches(layout, workload, micro_batches)
     return plans
+
+
+def _sequence_splits(
+    model: ModelSpec, cp_degrees: Sequence[int], cp_backends: Sequence[CpBackend] | None
+) -> list[tuple[int, CpBackend]]:
+    found = []
+    for cp in cp_degrees:
+        backends: Sequence[CpBackend] = cp_backends or (
+            [CpBackend.ULYSSES if heads_divide(model, cp) else CpBackend.RING]
+        )
+        found += [(cp, backend) for backend in (backends if cp > 1 else [CpBackend.ULYSSES])]
+    return found
 
 
 def make_plan(
@@ -128,6 +141,7 @@ def make_plan(
     hardware: HardwareSpec,
     *,
     cp: int = 1,
+    cp_backend: CpBackend = CpBackend.ULYSSES,
     recompute: Recompute = Recompute.NONE,
     micro_batch_size: int = 1,
     grad_accum_steps: int = 1,
@@ -152,6 +166,7 @@ def make_plan(
         dp_replicate=dp_replicate,
         dp_shard=dp_shard,
         cp=cp,
+        cp_backend=cp_backend,
         micro_batch_size=micro_batch_size,
         grad_accum_steps=grad_accum_steps,
         recompute=recompute,
@@ -225,6 +240,7 @@ def rank_plans(
     *,
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
+    cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
@@ -242,6 +258,7 @@ def rank_plans(
         strategies,
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
+        cp_backends=cp_backends,
         recompute=recompute,
         residuals=residuals,
         calibration=calibration,
@@ -259,6 +276,7 @@ def estimate_space(
     *,
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
+    cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
@@ -276,6 +294,7 @@ def estimate_space(
         strategies,
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
+        cp_backends=cp_backends,
         recompute=recompute,
     )
     by_name = {strategy.name: strategy for strategy in strategies}

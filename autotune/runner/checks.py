@@ -70,9 +70,7 @@ def check_attention(
     ring = plan.cp > 1 and plan.cp_backend is CpBackend.RING
     _expect("ring attention calls in a step", CONTEXT.calls * ring, CONTEXT.ring_calls)
     if ring:
-        return _check_ring(
-            plan, workload, config.num_attention_heads, trainer.args.device.type
-        )
+        return _check_ring(plan, workload, config.num_attention_heads, trainer.args.device.type)
     _expect("attention heads a rank", config.num_attention_heads // plan.cp, heads)
     _expect("tokens each attention sees", workload.seq_len, tokens)
     windowed = model.num_window_layers_at(workload.seq_len)
