@@ -146,9 +146,7 @@ class _ClosedForm:
             engine=_ENGINES[key.regime],
             micro_batch_size=batch,
             cp=cp,
-            cp_backend=(
-                CpBackend.RING if key.attention is Attention.RING else CpBackend.ULYSSES
-            ),
+            cp_backend=(CpBackend.RING if key.attention is Attention.RING else CpBackend.ULYSSES),
             heads_k_stride=key.gathered[1] or 1,
             recompute=Recompute.FULL,
         )

@@ -162,9 +162,7 @@ def _roofline(
     return Compute(forward=forward, backward=backward, recompute=layers, measured=False)
 
 
-def _attention_s_per_token(
-    model: ModelSpec, workload: Workload, plan: Plan, rates: Rates
-) -> float:
+def _attention_s_per_token(model: ModelSpec, workload: Workload, plan: Plan, rates: Rates) -> float:
     ulysses = plan.cp_backend is CpBackend.ULYSSES
     causal, masked = attention_flops_per_token(model, workload, documents_masked=ulysses)
     peak = rates.hardware.gpu.peak_flops[workload.precision]
