@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from autotune.runner import flash_kernels, ring_package  # noqa: E402
+from autotune.plan import CpBackend  # noqa: E402
+from autotune.runner import checks, flash_kernels, ring_package, ulysses  # noqa: E402
 from tests.integration import ring_worker  # noqa: E402
+from tests.integration.ranks import make_plan, trial_request  # noqa: E402
 
 pytestmark = pytest.mark.integration
 F = torch.nn.functional
@@ -114,3 +117,40 @@ def test_a_ring_is_attention_over_the_whole_sequence(world, tmp_path):
         assert list(found) == [str(case) for case in ring_worker.CASES]
         for (dtype, *_), differences in zip(ring_worker.CASES, found.values(), strict=True):
             assert max(differences.values()) < BOUNDS[dtype], (file.name, found)
+
+
+RING = make_plan("zero2", 2, cp=2, cp_backend=CpBackend.RING)
+# What a step of 2 layers leaves behind, by what went wrong; each rank has 32 of 64 tokens.
+RAN = {"calls": 2, "ring_calls": 2, "document_calls": 2, "last_shape": (4, 8, 32, 16)}
+WRONG = {
+    "ulysses ran": ({"ring_calls": 0}, "ring attention calls in a step: asked for 2, but 0 runs"),
+    "a split of heads": ({"last_shape": (4, 4, 64, 16)}, "attention heads a rank: asked for 8"),
+    "whole sequences": ({"last_shape": (4, 8, 64, 16)}, "queries of a rank: asked for 32"),
+    "one document": ({"document_calls": 0}, "keep documents apart: asked for 2, but 0"),
+    "a smaller group": ({"ranks": 1}, "ranks of the ring: asked for 2, but 1"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("what", [None, *WRONG])
+def test_a_run_without_its_ring_is_refused(what, tmp_path, monkeypatch):
+    changes, words = WRONG[what] if what else ({}, "")
+    values = RAN | changes
+    ranks = values.pop("ranks", 2)
+    context = ulysses.AttentionContext(cp=2, ring=True, last_dtype=torch.bfloat16, **values)
+    monkeypatch.setattr(checks, "CONTEXT", context)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: ranks)
+    request = trial_request(RING, tmp_path, rungs=[(4, 1)])
+    config = SimpleNamespace(num_hidden_layers=2, num_attention_heads=8)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda model: SimpleNamespace(config=config)),
+        model_wrapped=None,
+        args=SimpleNamespace(device=torch.device("cpu")),
+    )
+    if what is None:
+        found = checks.check_attention(trainer, RING, request, 1)
+        assert found["attention"] == "ring, varlen_llama3, torch's flash kernels"
+        return
+    with pytest.raises(checks.InvalidRunError) as refused:
+        checks.check_attention(trainer, RING, request, 1)
+    assert words in str(refused.value)
