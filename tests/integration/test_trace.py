@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from autotune.errors import AutotuneError
+from autotune.memory.closed_form import closed_form_profile
 from autotune.memory.profile import features
 from autotune.memory.profile_json import profile_from_json
 from autotune.memory.profiles import activation_profile, trace_in_child
@@ -282,6 +283,28 @@ def test_every_axis_of_a_key_moves_the_profile():
     assert peaks["fused_linear"] < peaks["chunked"] < peaks["plain"] == peaks["transformers"]
     window = trace(CONFIGS["mistral"], KEY), trace(CONFIGS["mistral"], replace(KEY, windowed=True))
     assert traced_peak(window[0], 0) < traced_peak(window[1], 0)
+
+
+RING = replace(KEY, attention=Attention.RING, exchanged=True)
+RINGS = [RING, *(replace(RING, packed=True, gathered=wide) for wide in ((2, 1), (4, 1), (4, 4)))]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_ring_is_traced_without_its_ranks():
+    """It saves what was counted by hand, and holds what it gathers of more ranks and heads."""
+    model = load_model("tiny-qwen3")  # 4 key-value heads
+    profiles = trace_profiles(model.hf_config, RINGS)
+    for key, profile in zip(RINGS, profiles, strict=True):
+        counted = closed_form_profile(model, key)
+        assert profile.kinds[0].forward.end == counted.kinds[0].forward.end
+    # Of long sequences in a small FFN, the gathered keys and values are the highest instant.
+    small = trace_profiles(model.hf_config | {"intermediate_size": 8}, RINGS[1:])
+    highest = [max(at(i.bytes, 1, 4096) for i in p.kinds[0].backward.peaks) for p in small]
+    two, four, all_heads = highest
+    one_head = 2 * 4096 * model.head_dim
+    # Keys and values are there twice, their gradients once; of 4 ranks' tokens instead of 2.
+    assert four - two == pytest.approx(6 * 2 * one_head, rel=0.05)
+    assert all_heads - four == pytest.approx(6 * 4 * 3 * one_head, rel=0.05)
 
 
 def test_layers_that_differ_are_told_apart():
