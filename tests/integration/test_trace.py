@@ -289,6 +289,7 @@ RING = replace(KEY, attention=Attention.RING, exchanged=True)
 RINGS = [RING, *(replace(RING, packed=True, gathered=wide) for wide in ((4, 2), (4, 4), (8, 4)))]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_ring_is_traced_without_its_ranks():
     """It saves what was counted by hand, and holds what it gathers of more ranks and heads."""
