@@ -57,7 +57,8 @@ EXPLANATIONS: dict[str, Explanation] = {
         refused="attention or key-value heads do not divide by the sequence-parallel degree",
         why="Ulysses swaps tokens for heads (arXiv:2309.14509)",
         source="arXiv:2309.14509; the model's config.json has the two numbers of heads",
-        do="Choose a degree that divides both numbers of heads.",
+        do="Choose a degree that divides both numbers of heads, or ring attention (ring_attn_func; "
+        "search: --sequence-parallel-by ring), which splits no heads.",
     ),
     "AT107": Explanation(
         refused="hybrid sharding (FSDP2 with `dp_replicate` above 1) with `dp_shard` 1",
@@ -147,6 +148,16 @@ EXPLANATIONS: dict[str, Explanation] = {
         source="as AT119",
         do="Set the dropouts and the noise to 0 in the model's config.json, or leave recomputation "
         "out.",
+    ),
+    "AT122": Explanation(
+        refused="ring attention with what its kernels cannot do: sliding windows shorter than the "
+        "sequence, attention sinks, attention dropout, on GPUs fp32 or heads that are no multiple "
+        "of 8 up to 256, a `heads_k_stride` that does not divide the key-value heads",
+        why="the blocks a rank attends to one after another are causal or whole, and nothing else",
+        source="ring-flash-attn 0.1.8 (README: no window, no dropout, no softcap); FlashAttention "
+        "2: 16 bits and heads up to 256",
+        do="Use Ulysses (search: --sequence-parallel-by ulysses; a config without ring_attn_func "
+        "and heads_k_stride), or cp 1; set heads_k_stride to a divisor of the key-value heads.",
     ),
 }
 RETIRED = {

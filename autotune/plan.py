@@ -24,6 +24,15 @@ class Recompute(StrEnum):
     FULL = "full"
 
 
+class CpBackend(StrEnum):
+    """How the ranks of a sequence attend to all of it."""
+
+    ULYSSES = "ulysses"
+    """Tokens are swapped for heads, so the degree must divide both numbers of heads."""
+    RING = "ring"
+    """Keys and values travel from rank to rank (ring-flash-attn)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """One fully decided configuration; what a trial measures and `train` runs.
@@ -46,7 +55,11 @@ class Plan:
     dp_shard: int = 1
     tp: int = 1
     cp: int = 1
-    """Sequence-parallel degree (Ulysses): each rank holds ``seq_len / cp`` tokens of a sequence."""
+    """Sequence-parallel degree: each rank holds ``seq_len / cp`` tokens of a sequence."""
+    cp_backend: CpBackend = CpBackend.ULYSSES
+    """What makes attention see the whole sequence; ULYSSES where ``cp == 1``."""
+    heads_k_stride: int = 1
+    """Ring over packed sequences only: key-value heads gathered at a time."""
     micro_batch_size: int = 1
     """Sequences per data-parallel group and micro-step."""
     grad_accum_steps: int = 1
@@ -80,8 +93,12 @@ class Plan:
 
     @property
     def id(self) -> str:
-        """Hash of the canonical JSON: equal plans have equal ids, on every machine."""
-        return _digest(self.to_dict())
+        """Hash of the canonical JSON: equal plans have equal ids, on every machine.
+
+        Fields younger than the first records count only where they differ from their default, so
+        a plan keeps its id.
+        """
+        return _digest(self)
 
     @property
     def family_id(self) -> str:
@@ -89,7 +106,7 @@ class Plan:
 
         One launch measures a whole family: its ladder of micro batches.
         """
-        return _digest(replace(self, micro_batch_size=1, grad_accum_steps=1).to_dict())
+        return _digest(replace(self, micro_batch_size=1, grad_accum_steps=1))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""
@@ -102,18 +119,24 @@ class Plan:
 
         Raises:
             TypeError: an unknown field.
-            ValueError: an unknown engine or recompute mode.
+            ValueError: an unknown engine, recompute mode or sequence-parallel backend.
         """
         known = dict(values)
         known["engine"] = Engine(known["engine"])
         known["recompute"] = Recompute(known.get("recompute", Recompute.NONE))
+        known["cp_backend"] = CpBackend(known.get("cp_backend", CpBackend.ULYSSES))
         return cls(**known)
+
+    @property
+    def cp_words(self) -> list[str]:
+        """The sequence parallelism as words of a name; none without."""
+        if self.cp == 1:
+            return []
+        return [f"cp={self.cp}", *(["ring"] if self.cp_backend is CpBackend.RING else [])]
 
     def describe(self) -> str:
         """Return a short human name, such as ``zero2 cp=2 mbs=4 x ga=8 recompute``."""
-        words = [self.strategy]
-        if self.cp > 1:
-            words.append(f"cp={self.cp}")
+        words = [self.strategy, *self.cp_words]
         words.append(f"mbs={self.micro_batch_size} x ga={self.grad_accum_steps}")
         if self.recompute is not Recompute.NONE:
             words.append("recompute")
@@ -121,8 +144,14 @@ class Plan:
 
 
 _FIELDS = tuple(field.name for field in fields(Plan))
+_YOUNGER = {field.name: field.default for field in fields(Plan)
+            if field.name in ("cp_backend", "heads_k_stride")}  # fmt: skip
 
 
-def _digest(values: dict[str, Any]) -> str:
+def _digest(plan: Plan) -> str:
+    values = plan.to_dict()
+    for name, default in _YOUNGER.items():
+        if values[name] == default:
+            del values[name]
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

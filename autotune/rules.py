@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Strategy
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Precision, Workload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +122,11 @@ def _batch_is_exact(case: _Case) -> _Broken:
     )
 
 
+def heads_divide(model: ModelSpec, cp: int) -> bool:
+    """Say whether Ulysses can split a model's heads over `cp` ranks."""
+    return model.num_heads % cp == 0 and model.num_kv_heads % cp == 0
+
+
 def _cp_divides_sequence(case: _Case) -> _Broken:
     length, cp = case.workload.seq_len, case.plan.cp
     if length % cp == 0:
@@ -134,15 +139,15 @@ def _cp_divides_sequence(case: _Case) -> _Broken:
 
 def _cp_divides_heads(case: _Case) -> _Broken:
     heads, kv_heads, cp = case.model.num_heads, case.model.num_kv_heads, case.plan.cp
-    if heads % cp == 0 and kv_heads % cp == 0:
+    if case.plan.cp_backend is CpBackend.RING or heads_divide(case.model, cp):
         return None
     legal = ", ".join(
         str(d) for d in range(1, kv_heads + 1) if heads % d == 0 and kv_heads % d == 0
     )
     return (
-        f"Sequence parallelism splits the heads: {heads} attention and {kv_heads} key-value heads "
-        f"do not divide by {cp}.",
-        f"Degrees that do: {legal}.",
+        f"Ulysses sequence parallelism splits the heads: {heads} attention and {kv_heads} "
+        f"key-value heads do not divide by {cp}.",
+        f"Degrees that do: {legal}. Ring attention takes any.",
     )
 
 
@@ -300,6 +305,35 @@ def _model_noise_can_be_recomputed(case: _Case) -> _Broken:
     )
 
 
+# Of FlashAttention 2, on CUDA: the largest head, and what its size is a multiple of.
+_FLASH_HEAD, _FLASH_HEAD_STEP = 256, 8
+
+
+def _ring_can_attend(case: _Case) -> _Broken:
+    plan, model, workload = case.plan, case.model, case.workload
+    if plan.cp == 1 or plan.cp_backend is not CpBackend.RING:
+        return None
+    on_cuda = not case.hardware.gpu.is_cpu
+    head, stride = model.head_dim, plan.heads_k_stride
+    windowed = model.num_window_layers_at(workload.seq_len)
+    refused = {
+        f"a sliding window of {model.sliding_window} tokens, in sequences of {workload.seq_len}":
+            windowed > 0,
+        "attention sinks": model.sinks,
+        "attention_dropout": bool(model.hf_config.get("attention_dropout")),
+        "fp32 on GPUs (FlashAttention is of 16 bits)":
+            on_cuda and workload.precision is Precision.FP32,
+        f"heads of {head} on GPUs (multiples of {_FLASH_HEAD_STEP} up to {_FLASH_HEAD})":
+            on_cuda and (head > _FLASH_HEAD or head % _FLASH_HEAD_STEP > 0),
+        f"heads_k_stride {stride} with {model.num_kv_heads} key-value heads, which it must divide":
+            workload.packing and model.num_kv_heads % stride > 0,
+    }  # fmt: skip
+    named = [what for what, broken in refused.items() if broken]
+    if not named:
+        return None
+    return (f"Ring attention cannot do {' nor '.join(named)}.", "Use Ulysses, or cp 1.")
+
+
 RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT102": _cp_divides_ranks,
     "AT103": _batch_divides,
@@ -318,6 +352,7 @@ RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT119": _dropout_can_be_recomputed,
     "AT120": _no_router_loss,
     "AT121": _model_noise_can_be_recomputed,
+    "AT122": _ring_can_attend,
     # Last, because where another rule is broken too, that one says why.
     "AT101": _world_size,
 }

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.plan import Plan, Recompute
+from autotune.plan import CpBackend, Plan, Recompute
 from autotune.timing.calibration import engine_kind
 
 Array = NDArray[np.float64]
@@ -140,12 +140,15 @@ _KINDS: dict[str, int] = {}
 
 
 def _columns(plans: Sequence[Plan]) -> Array:
-    """``[plans, 5]``: engine, recomputation, sequence parallelism, log2 of batch and steps."""
+    """``[plans, 5]``: engine, recomputation, sequence parallelism, log2 of batch and steps.
+
+    The first three are codes, compared and nothing else.
+    """
     rows = [
         (
             _KINDS.setdefault(engine_kind(plan), len(_KINDS)),
             plan.recompute is Recompute.FULL,
-            plan.cp,
+            plan.cp + (plan.cp_backend is CpBackend.RING) / 2,
             math.log2(plan.micro_batch_size),
             math.log2(plan.grad_accum_steps),
         )

@@ -31,7 +31,7 @@ from autotune.cli.options import (
     workload_from,
 )
 from autotune.errors import AutotuneError, NothingFitsError
-from autotune.plan import Recompute
+from autotune.plan import CpBackend, Recompute
 from autotune.search.names import DEFAULT_SAMPLER, FINALISTS, SAMPLERS, TOLERANCE
 from autotune.units import parse_duration_s
 
@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     space.add_argument(
         "--sequence-parallel", type=comma_list, metavar="1,2", help="degrees (default: 1,2,4)"
+    )
+    space.add_argument(
+        "--sequence-parallel-by",
+        type=comma_list,
+        metavar="ulysses,ring",
+        help="how (default: ulysses, and ring for degrees that do not divide the heads)",
     )
     space.add_argument(
         "--recompute",
@@ -171,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
         load_strategies(args.strategies),
         micro_batches=contract.micro_batches,
         cp_degrees=contract.cp_degrees,
+        cp_backends=[CpBackend(name) for name in contract.cp_backends] or None,
         recompute=[Recompute(mode) for mode in contract.recompute],
         residuals=residuals_for(contract.hardware),
         calibration=calibration,
@@ -256,6 +263,7 @@ def _contract(args: argparse.Namespace) -> Contract:
         strategies=[strategy.name for strategy in load_strategies(args.strategies)],
         micro_batches=_integers(args.micro_batches, "--micro-batches"),
         cp_degrees=_integers(args.sequence_parallel, "--sequence-parallel") or [1, 2, 4],
+        cp_backends=_cp_backends(args.sequence_parallel_by),
         recompute=_recompute_modes(args.recompute),
         memory_limit_bytes=limit,
         datasets=[dataset] if dataset else [],
@@ -327,6 +335,15 @@ def _recompute_modes(words: list[str] | None) -> list[str]:
             f"--recompute {','.join(words or [])!r}: allowed are {', '.join(known)}."
         )
     return words or known
+
+
+def _cp_backends(words: list[str] | None) -> list[str]:
+    known = [str(backend) for backend in CpBackend]
+    if words == [] or any(word not in known for word in words or []):
+        raise AutotuneError(
+            f"--sequence-parallel-by {','.join(words or [])!r}: allowed are {', '.join(known)}."
+        )
+    return words or []
 
 
 def _need_train_extra() -> None:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from autotune.config.sharding import Sharding
 from autotune.config.values import Section
 from autotune.errors import AutotuneError
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
+from autotune.rules import heads_divide
+from autotune.spec.model import ModelSpec
+
+RING_FUNCTIONS = {True: "varlen_llama3", False: "batch_ring"}
+"""Axolotl's `ring_attn_func` for packed and for plain sequences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,11 +24,13 @@ class Layout:
     dp_shard: int | None
     dp_replicate: int | None
     cp: int
+    cp_backend: CpBackend
+    heads_k_stride: int
     recompute: Recompute
 
 
-def read_layout(top: Section, where: str) -> Layout:
-    """Read the mesh and batch keys.
+def read_layout(top: Section, where: str, model: ModelSpec) -> Layout:
+    """Read the mesh and batch keys of a configuration that trains `model`.
 
     Raises:
         AutotuneError: a contradiction, or tensor parallelism, which is not run here yet.
@@ -40,14 +47,36 @@ def read_layout(top: Section, where: str) -> Layout:
             f"{where}: context_parallel_size: {cp} and its old name sequence_parallel_degree: "
             f"{old_cp} contradict each other. Keep context_parallel_size."
         )
+    cp = cp or old_cp or 1
+    backend, heads_k_stride = _read_ring(top, model, cp)
     return Layout(
         micro_batch_size=micro_batch,
         grad_accum_steps=_grad_accum_steps(top, where, micro_batch),
         dp_shard=top.integer("dp_shard_size", minimum=1),
         dp_replicate=top.integer("dp_replicate_size", minimum=1),
-        cp=cp or old_cp or 1,
+        cp=cp,
+        cp_backend=backend,
+        heads_k_stride=heads_k_stride,
         recompute=Recompute.FULL if _checkpointing(top) else Recompute.NONE,
     )
+
+
+def _read_ring(top: Section, model: ModelSpec, cp: int) -> tuple[CpBackend, int]:
+    """Return how sequences are split, and the key-value heads gathered at a time.
+
+    A key of the ring asks for it, as do heads that Ulysses cannot split.
+    """
+    packed = top.boolean("sample_packing", False)
+    function = top.text("ring_attn_func", choices=sorted(RING_FUNCTIONS.values()))
+    stride = top.integer("heads_k_stride", minimum=1)
+    if cp == 1:
+        return CpBackend.ULYSSES, 1
+    if packed and function == RING_FUNCTIONS[False]:
+        raise top.error("ring_attn_func", "With sample_packing its documents would see one "
+                        f"another: write {RING_FUNCTIONS[True]}.")  # fmt: skip
+    if function is None and stride is None and heads_divide(model, cp):
+        return CpBackend.ULYSSES, 1
+    return CpBackend.RING, (stride or 1) if packed else 1
 
 
 def _grad_accum_steps(top: Section, where: str, micro_batch: int) -> int:
@@ -107,6 +136,8 @@ def build_plan(sharding: Sharding, layout: Layout, num_gpus: int, where: str) ->
         dp_replicate=dp_replicate,
         dp_shard=dp_shard,
         cp=layout.cp,
+        cp_backend=layout.cp_backend,
+        heads_k_stride=layout.heads_k_stride,
         micro_batch_size=layout.micro_batch_size,
         grad_accum_steps=layout.grad_accum_steps,
         recompute=recompute,

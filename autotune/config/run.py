@@ -151,7 +151,7 @@ def read_config(given: Mapping[str, Any], path: Path, *, any_family: bool = Fals
     values, deprecation = canonical_keys(given, where)
     top = Section(values, where)
     base_model, model = _read_model(top, path.parent, where, any_family=any_family)
-    layout = read_layout(top, where)
+    layout = read_layout(top, where, model)
     precision = read_precision(top)
     max_grad_norm = top.number("max_grad_norm")
     batch = BatchContract(

@@ -6,9 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from autotune.config.block import AutotuneBlock
-from autotune.emit.axolotl_keys import comment, data_keys, schedule_keys, workload_keys, yaml_text
+from autotune.emit.axolotl_keys import (
+    comment,
+    data_keys,
+    ring_keys,
+    schedule_keys,
+    workload_keys,
+    yaml_text,
+)
 from autotune.emit.deepspeed import portable_deepspeed_config
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.catalogue import read_catalogue
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource, TrainSettings
@@ -61,7 +68,7 @@ def emit_axolotl(
         "gradient_checkpointing": plan.recompute is Recompute.FULL,
     }
     keys |= _engine(plan, model, workload, device)
-    keys |= _mesh(plan)
+    keys |= _mesh(plan) | ring_keys(plan, packed=workload.packing)
     keys |= schedule_keys(train)
     keys |= {"output_dir": output_dir, "seed": seed}
     keys |= extra or {}
@@ -135,7 +142,11 @@ def _header(model: ModelSpec, plan: Plan, autotune: AutotuneBlock | None, file_n
         f"Train: autotune train {file_name}",
         "An Axolotl configuration; Axolotl ignores the block `autotune` at the end.",
     ]
-    if plan.cp > 1:
+    if plan.cp > 1 and plan.cp_backend is CpBackend.RING:
+        lines.append(
+            "Axolotl's context parallelism takes micro_batch_size 1 alone with sample_packing."
+        )
+    elif plan.cp > 1:
         lines.append(
             f"context_parallel_size {plan.cp} runs as Ulysses sequence parallelism here; Axolotl "
             "runs ring attention and, with sample_packing, takes micro_batch_size 1 alone."

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from autotune.config.layout import RING_FUNCTIONS, Layout
+from autotune.plan import CpBackend, Plan
 from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
 from autotune.spec.workload import Lora, Precision, Workload
 
@@ -58,6 +60,14 @@ def _lora(adapter: Lora) -> dict[str, Any]:
         "lora_dropout": adapter.dropout,
         "lora_target_modules": list(adapter.target_modules),
     }
+
+
+def ring_keys(plan: Plan | Layout, *, packed: bool) -> dict[str, Any]:
+    """Return what says that sequences are split by the ring; nothing where Ulysses does it."""
+    if plan.cp == 1 or plan.cp_backend is not CpBackend.RING:
+        return {}
+    keys: dict[str, Any] = {"ring_attn_func": RING_FUNCTIONS[packed]}
+    return keys | ({"heads_k_stride": plan.heads_k_stride} if packed else {})
 
 
 def schedule_keys(train: TrainSettings) -> dict[str, Any]:

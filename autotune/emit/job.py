@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from autotune.config.run import RunConfig
 from autotune.emit.axolotl import base_model_of
-from autotune.plan import Plan, Recompute
+from autotune.plan import CpBackend, Plan, Recompute
 from autotune.spec.model import ModelSpec, load_model
 from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
 from autotune.spec.workload import Workload
@@ -21,6 +21,8 @@ PLAN_KEYS: Mapping[str, str] = {
     "grad_accum_steps": "gradient_accumulation_steps",
     "recompute": "gradient_checkpointing",
     "cp": "context_parallel_size",
+    "cp_backend": "ring_attn_func",
+    "heads_k_stride": "heads_k_stride",
     "dp_replicate": "dp_replicate_size",
     "dp_shard": "dp_shard_size",
     "bucket_elements": "deepspeed.zero_optimization.reduce_bucket_size",
@@ -88,6 +90,11 @@ class Exported:
     warnings: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     """Fields of the plan that the files do not say; a warning names the key of each."""
+
+
+def cp_words(plan: Plan) -> str:
+    """Return what splits a plan's sequences, as words of a sentence."""
+    return {CpBackend.ULYSSES: "Ulysses", CpBackend.RING: "ring attention"}[plan.cp_backend]
 
 
 def cannot_say(tool: str, keys: Mapping[str, Any], advice: str) -> list[str]:

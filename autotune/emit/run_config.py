@@ -11,6 +11,7 @@ from autotune.emit.axolotl_keys import (
     comment,
     data_keys,
     data_settings_keys,
+    ring_keys,
     schedule_keys,
     workload_keys,
     yaml_text,
@@ -31,7 +32,7 @@ def emit_run_config(config: RunConfig) -> str:
     keys |= data_keys(config.datasets, config.test_datasets, config.train)
     keys |= data_settings_keys(config.data)
     keys |= workload_keys(config.contract)
-    keys |= _layout_keys(config.layout)
+    keys |= _layout_keys(config.layout, packed=config.contract.packing)
     keys |= _engine_keys(config.sharding)
     keys |= schedule_keys(config.train)
     keys |= {"output_dir": config.output_dir, "seed": config.seed}
@@ -42,7 +43,7 @@ def emit_run_config(config: RunConfig) -> str:
     return comment([f"From {config.path.name}, in the keys of today's Axolotl."]) + yaml_text(keys)
 
 
-def _layout_keys(layout: Layout) -> dict[str, Any]:
+def _layout_keys(layout: Layout, *, packed: bool) -> dict[str, Any]:
     keys: dict[str, Any] = {
         "micro_batch_size": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.grad_accum_steps,
@@ -50,6 +51,7 @@ def _layout_keys(layout: Layout) -> dict[str, Any]:
     }
     if layout.cp > 1:
         keys["context_parallel_size"] = layout.cp
+        keys |= ring_keys(layout, packed=packed)
     sizes = {"dp_shard_size": layout.dp_shard, "dp_replicate_size": layout.dp_replicate}
     return keys | {key: size for key, size in sizes.items() if size is not None}
 

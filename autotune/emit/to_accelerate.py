@@ -11,6 +11,7 @@ from autotune.emit.job import (
     Exported,
     Job,
     cannot_say,
+    cp_words,
     lost_fields,
     lost_plan_keys,
     training_keys,
@@ -23,8 +24,8 @@ from autotune.spec.workload import Precision
 _SCRIPT = "Say it in your script."
 _LOST = {
     Engine.DDP: ("micro_batch_size", "grad_accum_steps", "recompute"),
-    Engine.FSDP2: ("micro_batch_size", "grad_accum_steps"),
-    Engine.DEEPSPEED: ("recompute",),
+    Engine.FSDP2: ("micro_batch_size", "grad_accum_steps", "cp_backend", "heads_k_stride"),
+    Engine.DEEPSPEED: ("recompute", "cp_backend", "heads_k_stride"),
 }
 """Fields of the plan without a word in accelerate's file, by engine."""
 
@@ -68,7 +69,7 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
     if plan.cp > 1 and plan.engine is Engine.FSDP2:
         warnings.append(
             f"context_parallel_size: {plan.cp} is torch's context parallelism under FSDP2 in "
-            "accelerate, measured here was Ulysses: memory and speed differ"
+            f"accelerate, measured here was {cp_words(plan)}: memory and speed differ"
             + ("; it does not take sample_packing." if job.workload.packing else ".")
         )
     if plan.world_size > 8:

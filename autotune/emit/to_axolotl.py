@@ -8,7 +8,7 @@ from autotune.emit.axolotl import emit_axolotl
 from autotune.emit.axolotl_keys import data_settings_keys
 from autotune.emit.job import Exported, Job
 from autotune.errors import AutotuneError
-from autotune.plan import Engine
+from autotune.plan import CpBackend, Engine
 
 
 def to_axolotl(job: Job, file_name: str) -> Exported:
@@ -27,10 +27,12 @@ def to_axolotl(job: Job, file_name: str) -> Exported:
                 f"context_parallel_size {plan.cp} under DDP: Axolotl builds its mesh with "
                 "accelerate, which refuses it. Use an FSDP2 or DeepSpeed plan."
             )
-        warnings.append(
-            f"context_parallel_size: {plan.cp} is ring attention in Axolotl (attn_implementation: "
-            "flash_attention_2), measured here was Ulysses: memory and speed differ."
-        )
+        if plan.cp_backend is CpBackend.ULYSSES:
+            warnings.append(
+                f"context_parallel_size: {plan.cp} is ring attention in Axolotl "
+                "(attn_implementation: flash_attention_2), measured here was Ulysses: memory and "
+                "speed differ."
+            )
         if job.workload.packing and plan.micro_batch_size > 1:
             steps = plan.grad_accum_steps * plan.micro_batch_size
             warnings.append(

@@ -17,7 +17,7 @@ from autotune.emit.job import (
 from autotune.errors import AutotuneError
 from autotune.plan import Engine
 
-_LOST = ("recompute",)
+_LOST = ("recompute", "cp_backend", "heads_k_stride")
 _SCRIPT = "Say it in your script."
 
 

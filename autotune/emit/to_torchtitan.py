@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.emit.job import Exported, Job, cannot_say
+from autotune.emit.job import Exported, Job, cannot_say, cp_words
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Recompute
 from autotune.spec.workload import Precision
@@ -50,7 +50,7 @@ def to_torchtitan(job: Job, file_name: str) -> Exported:
     if plan.cp > 1:
         warnings.append(
             f"context_parallel_size: {plan.cp} is torch's context parallelism in torchtitan, "
-            "measured here was Ulysses: memory and speed differ."
+            f"measured here was {cp_words(plan)}: memory and speed differ."
         )
     nodes = -(-plan.world_size // _RANKS_A_NODE)
     if nodes > 1:

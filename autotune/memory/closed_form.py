@@ -24,7 +24,7 @@ from autotune.memory.profile import (
     features,
 )
 from autotune.memory.setup import Attention, Checkpointing, Loss, Regime, TraceKey
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Precision, Workload
 
@@ -121,7 +121,7 @@ class _ClosedForm:
 
     def _fit(self, name: str) -> Array:
         """Turn a count of `Activations` into a polynomial, within the key's regime."""
-        cp = 2 if self.key.exchanged else 1
+        cp = self.key.gathered[0] or (2 if self.key.exchanged else 1)
         window = self.model.sliding_window or 4096
         start, step = (window // cp + 64, 64) if self.key.windowed else (8, 8)
         if not self.key.windowed and window < 8 * 4 * cp:
@@ -146,6 +146,8 @@ class _ClosedForm:
             engine=_ENGINES[key.regime],
             micro_batch_size=batch,
             cp=cp,
+            cp_backend=(CpBackend.RING if key.attention is Attention.RING else CpBackend.ULYSSES),
+            heads_k_stride=key.gathered[1] or 1,
             recompute=Recompute.FULL,
         )
         return count_activations(self.model, workload, plan)

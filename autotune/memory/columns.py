@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.plan import Plan
+from autotune.plan import CpBackend, Plan
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -21,7 +21,7 @@ NUMBERS = (
 """Fields of a plan in which the plans of one layout may differ."""
 _alike = attrgetter(
     "strategy", "engine", "zero_stage", "reshard_after_forward", "offload_optimizer",
-    "offload_params", "recompute", "tp",
+    "offload_params", "recompute", "tp", "cp_backend", "heads_k_stride",
 )  # fmt: skip
 _numbers = attrgetter(*NUMBERS)
 
@@ -77,10 +77,14 @@ class PlanColumns:
     def groups(self) -> Iterator[tuple[Plan, Index]]:
         """Yield the plans that share layout and trace key: one of them, and the index of all.
 
-        A lone sequence that is exchanged has a trace key of its own (`TraceKey.single`).
+        A lone sequence that is exchanged has a trace key of its own (`TraceKey.single`), and so
+        has each degree of a ring (`TraceKey.gathered`).
         """
         batch, cp = self.numbers[:, 0], self.numbers[:, 4]
-        labels = 3 * self.layout + (cp > 1) + ((cp > 1) & (batch == 1))
+        ring = np.array([plan.cp_backend is CpBackend.RING for plan in self.layouts], bool)
+        degree = np.where(ring[self.layout], cp, np.minimum(cp, 2)) if len(self) else cp
+        labels = (degree.max(initial=1) + 1) * self.layout + degree
+        labels = 2 * labels + ((cp > 1) & (batch == 1))
         order = np.argsort(labels, kind="stable")
         cuts = np.flatnonzero(np.diff(labels[order])) + 1
         for index in np.split(order, cuts) if len(order) else ():

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from autotune.plan import Engine, Plan
+from autotune.plan import CpBackend, Engine, Plan
 from autotune.spec.model import ModelSpec, MoeSpec, QkNorm
 from autotune.spec.workload import Precision, Workload
 
@@ -80,6 +80,15 @@ class LayerInventory:
         used = sum(map(self._trains, consumers))
         return used if self.regime is Regime.AUTOCAST else min(1, used)
 
+    @property
+    def _ring(self) -> bool:
+        return self.plan.cp > 1 and self.plan.cp_backend is CpBackend.RING
+
+    @property
+    def _packed(self) -> bool:
+        """Whether documents are told apart by a mask; the ring's kernels know their lengths."""
+        return self.workload.packing and not self._ring
+
     def kinds(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Return saved bytes and number of layers of each kind of attention and of FFN."""
         model = self.model
@@ -115,7 +124,7 @@ class LayerInventory:
             heads = model.num_heads + model.num_kv_heads
             norms += FP32 * (heads if model.qk_norm is QkNorm.HEAD else 2)
         inputs = model.hidden_size * width * self._inputs("q_proj", "k_proj", "v_proj", "qkv_proj")
-        masked = windowed or self.workload.packing
+        masked = windowed or self._packed
         repeated = masked and model.num_heads > model.num_kv_heads
         kept = inputs + norms
         if model.fused_projections and not repeated:
@@ -124,7 +133,9 @@ class LayerInventory:
         # The output projection reads the tensor SDPA saved, unless it had to be copied: by the
         # sequence-parallel exchange, by the sink's removal, into another order (Phi-3's rotary
         # embedding leaves queries, so SDPA's output, head by head), or cast for an fp32 adapter.
-        copied = self.plan.cp > 1 or model.sinks or model.fused_projections
+        # The ring over packed sequences stacks them; over plain ones its output is what is kept.
+        exchanged = self.plan.cp > 1 and (self.workload.packing or not self._ring)
+        copied = exchanged or model.sinks or model.fused_projections
         copied = copied or (self._frozen and self.regime is Regime.AUTOCAST)
         if copied and self._trains("o_proj"):
             kept += width * q
@@ -146,14 +157,14 @@ class LayerInventory:
         if masked:
             # SDPA turns the boolean mask into the compute type and saves that. It spans the whole
             # sequence on every sequence-parallel rank; a window alone is the same for all.
-            masks = plan.micro_batch_size if self.workload.packing else 1
+            masks = plan.micro_batch_size if self._packed else 1
             saved += self.width * masks * length**2
         return saved
 
     def masks(self) -> int:
         """Boolean masks all layers share: the documents', the window's, and the sinks'."""
         model, length = self.model, self.workload.seq_len
-        packed = self.plan.micro_batch_size if self.workload.packing else 0
+        packed = self.plan.micro_batch_size if self._packed else 0
         windowed = model.num_window_layers_at(length)
         made = packed * length**2
         kinds = (windowed > 0) + (bool(packed) and model.sinks and windowed < model.num_layers)
@@ -189,4 +200,21 @@ class LayerInventory:
         if model.moe:
             moe = model.moe
             ffn = max(ffn, moe.experts_per_token * (3 * moe.expert_ffn_size + model.hidden_size))
-        return self.tokens * (self.width * ffn + 2 * model.hidden_size * stream)
+        ffn_bytes = self.tokens * (self.width * ffn + 2 * model.hidden_size * stream)
+        return max(ffn_bytes, self._ring_backward())
+
+    def _ring_backward(self) -> int:
+        """Bytes of the ring's backward of one layer, `autotune.runner.ring`; 0 without.
+
+        Plain: a buffer of each gradient and its fp32 sum, and on their way two blocks of keys and
+        values and one of their sums. Packed: the gradients, keys and values of all ranks twice and
+        their gradients once, `heads_k_stride` heads at a time.
+        """
+        if not self._ring:
+            return 0
+        model, width = self.model, self.width
+        queries, keys = self.tokens * model.query_size, 2 * self.tokens * model.kv_size
+        if not self.workload.packing:
+            return (queries + keys) * (width + FP32) + keys * (2 * width + FP32)
+        heads = model.head_dim * self.plan.heads_k_stride
+        return width * (queries + keys + 6 * self.workload.seq_len * heads)

@@ -22,7 +22,9 @@ _PHASES = (
 def key_to_json(key: TraceKey) -> dict[str, Any]:
     """Return a key's JSON form, without what changes no allocation: an adapter's scale."""
     adapter = key.adapter
-    return {
+    # Younger than what is shipped, so only where there is one: other keys keep their text.
+    gathered = {"gathered": list(key.gathered)} if any(key.gathered) else {}
+    return gathered | {
         "regime": key.regime.value,
         "packed": key.packed,
         "attention": key.attention.value,
@@ -55,6 +57,7 @@ def key_from_json(data: dict[str, Any]) -> TraceKey:
         attention=Attention(data["attention"]),
         exchanged=data["exchanged"],
         single=data["single"],
+        gathered=tuple(data.get("gathered", (0, 0))),
         windowed=data["windowed"],
         checkpointing=Checkpointing(data["checkpointing"]),
         loss=Loss(data["loss"]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Lora, Precision, Workload
@@ -34,6 +34,8 @@ class Attention(StrEnum):
 
     RUNNER = "runner"
     """This project's function on SDPA: causal without a mask, or block-diagonal when packed."""
+    RING = "ring"
+    """This project's function on ring-flash-attn: no mask, keys and values of other ranks."""
     SDPA = "sdpa"
     """transformers' own, causal without a mask."""
     FLASH = "flash"
@@ -76,9 +78,11 @@ class TraceKey:
     """Several documents in a sequence."""
     attention: Attention = Attention.RUNNER
     exchanged: bool = False
-    """Sequence parallel: attention swaps tokens for heads (``cp > 1``)."""
+    """Sequence parallel (``cp > 1``): attention swaps tokens for heads, or is a ring."""
     single: bool = False
     """Exchanged, and the micro-batch is one sequence: some copies fall away."""
+    gathered: tuple[int, int] = (0, 0)
+    """Ring over packed sequences: ranks whose keys and values are gathered, and heads at a time."""
     windowed: bool = False
     """The sequence is longer than the model's window."""
     checkpointing: Checkpointing = Checkpointing.NONE
@@ -140,11 +144,14 @@ class Setup:
 def trace_key(model: ModelSpec, workload: Workload, plan: Plan) -> TraceKey:
     """Return what decides a plan's activations under this project's runner."""
     fp32 = workload.precision is Precision.FP32
+    ring = plan.cp > 1 and plan.cp_backend is CpBackend.RING
     return TraceKey(
         regime=Regime.FP32 if fp32 else _BF16_REGIMES[plan.engine],
         packed=workload.packing,
+        attention=Attention.RING if ring else Attention.RUNNER,
         exchanged=plan.cp > 1,
         single=plan.cp > 1 and plan.micro_batch_size == 1,
+        gathered=(plan.cp, plan.heads_k_stride) if ring and workload.packing else (0, 0),
         windowed=model.num_window_layers_at(workload.seq_len) > 0,
         checkpointing=_checkpointing(plan),
         adapter=workload.adapter,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autotune.plan import Plan, Recompute
+from autotune.plan import CpBackend, Plan, Recompute
+from autotune.rules import heads_divide
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Replicate, Strategy
@@ -22,21 +23,34 @@ def enumerate_plans(
     *,
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
+    cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
 ) -> list[Plan]:
     """Return every plan of the space, the illegal layouts once each so that a rule can say why.
 
     The accumulation follows from the exact global batch. Without `micro_batches` the powers of two
-    that divide a rank's sequences are taken, and all of them at once (accumulation 1).
+    that divide a rank's sequences are taken, and all of them at once (accumulation 1). Without
+    `cp_backends` sequences are split by Ulysses, and by the ring where its heads do not divide.
     """
-    del model  # the space does not depend on it; rules and estimates do
     plans = []
     for strategy in strategies:
-        for cp in cp_degrees:
+        for cp, backend in _sequence_splits(model, cp_degrees, cp_backends):
             for mode in recompute:
-                layout = make_plan(strategy, hardware, cp=cp, recompute=mode)
+                layout = make_plan(strategy, hardware, cp=cp, cp_backend=backend, recompute=mode)
                 plans += _with_batches(layout, workload, micro_batches)
     return plans
+
+
+def _sequence_splits(
+    model: ModelSpec, cp_degrees: Sequence[int], cp_backends: Sequence[CpBackend] | None
+) -> list[tuple[int, CpBackend]]:
+    found = []
+    for cp in cp_degrees:
+        backends: Sequence[CpBackend] = cp_backends or (
+            [CpBackend.ULYSSES if heads_divide(model, cp) else CpBackend.RING]
+        )
+        found += [(cp, backend) for backend in (backends if cp > 1 else [CpBackend.ULYSSES])]
+    return found
 
 
 def make_plan(
@@ -44,6 +58,7 @@ def make_plan(
     hardware: HardwareSpec,
     *,
     cp: int = 1,
+    cp_backend: CpBackend = CpBackend.ULYSSES,
     recompute: Recompute = Recompute.NONE,
     micro_batch_size: int = 1,
     grad_accum_steps: int = 1,
@@ -68,6 +83,7 @@ def make_plan(
         dp_replicate=dp_replicate,
         dp_shard=dp_shard,
         cp=cp,
+        cp_backend=cp_backend,
         micro_batch_size=micro_batch_size,
         grad_accum_steps=grad_accum_steps,
         recompute=recompute,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.memory import Verdict
 from autotune.memory.residuals import Residuals
-from autotune.plan import Plan, Recompute
+from autotune.plan import CpBackend, Plan, Recompute
 from autotune.planner.estimate import Estimate, estimate_plans
 from autotune.planner.layouts import CP_DEGREES, enumerate_plans
 from autotune.planner.order import best_first
@@ -51,6 +51,7 @@ def rank_plans(
     *,
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
+    cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
@@ -68,6 +69,7 @@ def rank_plans(
         strategies,
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
+        cp_backends=cp_backends,
         recompute=recompute,
         residuals=residuals,
         calibration=calibration,
@@ -85,6 +87,7 @@ def estimate_space(
     *,
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
+    cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
@@ -102,6 +105,7 @@ def estimate_space(
         strategies,
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
+        cp_backends=cp_backends,
         recompute=recompute,
     )
     by_name = {strategy.name: strategy for strategy in strategies}

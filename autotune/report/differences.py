@@ -33,6 +33,7 @@ _KINDS = {
     "strategies": Kind.SEARCH,
     "micro_batches": Kind.SEARCH,
     "cp_degrees": Kind.SEARCH,
+    "cp_backends": Kind.SEARCH,
     "recompute": Kind.SEARCH,
     "seed": Kind.SEARCH,
 }

@@ -18,8 +18,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.runner.compiling import count_compiled_layers, count_graphs, decoder_layers
+from autotune.runner.ring import BATCH_RING, VARLEN_LLAMA3
+from autotune.runner.ring_package import load_ring_package
 from autotune.runner.trainer import AutotuneTrainer, wrap_optimizer_step
 from autotune.runner.ulysses import CONTEXT
 from autotune.spec.model import model_from_config
@@ -63,10 +65,14 @@ def check_attention(
     layers = config.num_hidden_layers
     passes = 2 if plan.recompute is Recompute.FULL else 1
     _expect("attention calls in a step", layers * passes * micro_steps, CONTEXT.calls)
+    _expect("attention dtype", _compute_dtype(workload), CONTEXT.last_dtype)
     _batch, heads, tokens, _ = CONTEXT.last_shape
+    ring = plan.cp > 1 and plan.cp_backend is CpBackend.RING
+    _expect("ring attention calls in a step", CONTEXT.calls * ring, CONTEXT.ring_calls)
+    if ring:
+        return _check_ring(plan, workload, config.num_attention_heads, trainer.args.device.type)
     _expect("attention heads a rank", config.num_attention_heads // plan.cp, heads)
     _expect("tokens each attention sees", workload.seq_len, tokens)
-    _expect("attention dtype", _compute_dtype(workload), CONTEXT.last_dtype)
     windowed = model.num_window_layers_at(workload.seq_len)
     masked = layers if workload.packing else windowed
     _expect("masked attention calls in a step", masked * passes * micro_steps, CONTEXT.masked_calls)
@@ -74,6 +80,23 @@ def check_attention(
     if windowed:
         kernel += f", window of {model.sliding_window} in {windowed} of {layers} layers"
     return {"attention": kernel, "attention_shape": list(CONTEXT.last_shape)}
+
+
+def _check_ring(plan: Plan, workload: Workload, all_heads: int, device: str) -> dict[str, Any]:
+    """Check that every rank kept all heads of its own tokens, and documents apart."""
+    _batch, heads, tokens, _ = CONTEXT.last_shape
+    _expect("attention heads a rank", all_heads, heads)
+    _expect("queries of a rank", workload.seq_len // plan.cp, tokens)
+    _expect("ranks of the ring", plan.cp, dist.get_world_size(CONTEXT.group))
+    kept_apart = CONTEXT.calls if workload.packing else 0
+    _expect("attention calls that keep documents apart", kept_apart, CONTEXT.document_calls)
+    _expect("masked attention calls in a step", 0, CONTEXT.masked_calls)
+    package = load_ring_package(device)
+    way = VARLEN_LLAMA3 if workload.packing else BATCH_RING
+    return {
+        "attention": f"ring, {way}, {package.kernels}",
+        "attention_shape": list(CONTEXT.last_shape),
+    }
 
 
 def check_compiled(trainer: AutotuneTrainer, graphs: int) -> dict[str, Any]:
@@ -113,7 +136,7 @@ class CheckCallback(TrainerCallback):
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Count the first step's attention calls and compiled graphs from zero."""
         if not self._attention_checked:
-            CONTEXT.calls = CONTEXT.masked_calls = 0
+            CONTEXT.count_from_zero()
             self._graphs_before = count_graphs() if self._compiles else 0
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from autotune.plan import Plan
+from autotune.plan import CpBackend, Plan
 from autotune.resources import cache_dir
 from autotune.runner.answer import Answer
 from autotune.runner.checks import CheckCallback
@@ -20,6 +20,7 @@ from autotune.runner.engines import apply_numerics, enable_recompute, start_proc
 from autotune.runner.gauges import Gauge, make_gauge
 from autotune.runner.imports import import_everything, load_operators
 from autotune.runner.models import build_model
+from autotune.runner.ring_package import load_ring_package
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
 from autotune.runner.ulysses import CONTEXT, make_sequence_groups
@@ -80,7 +81,7 @@ def open_session(request: Request, answer: Answer) -> Session:
     plan = request.plan_object()
     load_operators(request)
     start_process_group(request, plan)
-    CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
+    _set_attention(plan, request.device)
     data = build_sequences(request, cache_dir() / "tokenized")
     answer.result.data = data.counts
     gauge = make_gauge(request.device)
@@ -89,6 +90,15 @@ def open_session(request: Request, answer: Answer) -> Session:
     if request.memory_limit_bytes is not None:
         gauge.limit(request.memory_limit_bytes)
     return Session(request=request, plan=plan, answer=answer, gauge=gauge, data=data)
+
+
+def _set_attention(plan: Plan, device: str) -> None:
+    """Make the sequence groups and tell the attention function how they see whole sequences."""
+    CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
+    CONTEXT.ring = plan.cp > 1 and plan.cp_backend is CpBackend.RING
+    CONTEXT.heads_k_stride = plan.heads_k_stride
+    if CONTEXT.ring:
+        load_ring_package(device)  # a missing package is said before a model is built
 
 
 def make_trainer(

@@ -14,7 +14,7 @@ from autotune.plan import Engine, Plan
 from autotune.runner.data.loader import EvalLoader, RankLoader
 from autotune.runner.loss import IGNORED_LABEL, token_weighted_loss
 from autotune.runner.timers import StepTimer
-from autotune.runner.ulysses import CONTEXT, document_mask
+from autotune.runner.ulysses import CONTEXT
 
 Batch = dict[str, torch.Tensor]
 
@@ -120,7 +120,7 @@ class AutotuneTrainer(Trainer):
         return metrics
 
     def _forward(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        CONTEXT.mask = document_mask(inputs["full_document_ids"]) if self.packed else None
+        CONTEXT.begin(inputs["full_document_ids"] if self.packed else None)
         outputs = model(
             input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
         )

@@ -1,10 +1,11 @@
-"""Sequence parallelism: Ulysses attention registered with transformers as an attention function.
+"""Sequence parallelism, registered with transformers as an attention function.
 
-Each rank of a sequence-parallel group holds ``seq_len / cp`` tokens of the same sequences. For
-attention the ranks swap: before it, tokens against heads (all-to-all), so each rank sees the whole
-sequence for ``num_heads / cp`` heads; after it, back again. Jacobs et al., "DeepSpeed Ulysses",
-arXiv:2309.14509. accelerate's own DeepSpeed path is not used: on ZeRO-1 and ZeRO-2 it doubles the
-gradient, and SP 2 x DP 2 fails in its loss on gloo.
+Each rank of a sequence-parallel group holds ``seq_len / cp`` tokens of the same sequences. Under
+Ulysses the ranks swap: before attention, tokens against heads (all-to-all), so each rank sees the
+whole sequence for ``num_heads / cp`` heads; after it, back again. Jacobs et al., "DeepSpeed
+Ulysses", arXiv:2309.14509. accelerate's own DeepSpeed path is not used: on ZeRO-1 and ZeRO-2 it
+doubles the gradient, and SP 2 x DP 2 fails in its loss on gloo. Under ring attention all heads
+stay and keys and values travel (`autotune.runner.ring`).
 
 The same function serves ``cp == 1``, so a trial and a run always take the attention path the plan
 asks for: causal without a mask for plain batches, block-diagonal for packed ones. Sliding windows
@@ -22,7 +23,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
+from autotune.errors import AutotuneError
 from autotune.runner.attention import WindowMasks, add_sink, remove_sink
+from autotune.runner.ring import LocalDocuments, local_documents, ring_attention
 
 # No "sdpa" in it: transformers would refuse models whose sinks its own SDPA function drops.
 ATTENTION_NAME = "autotune"
@@ -37,15 +40,45 @@ class AttentionContext:
 
     group: dist.ProcessGroup | None = None
     cp: int = 1
+    ring: bool = False
+    """Keys and values travel, instead of a swap of tokens for heads."""
+    heads_k_stride: int = 1
+    """Of the ring over packed sequences."""
+    documents: list[LocalDocuments] | None = None
+    """Of the ring over packed sequences, one entry a sequence."""
     mask: torch.Tensor | None = None
     """``[batch, 1, seq_len, seq_len]`` bool, True = attend; None = plain causal."""
     calls: int = 0
     last_shape: tuple[int, ...] = field(default=())
-    """Shape of the queries the kernel saw: ``[batch, heads / cp, seq_len, head_dim]``."""
+    """Shape of the queries attention saw: ``[batch, heads / cp, seq_len, head_dim]``, or under the
+    ring ``[batch, heads, seq_len / cp, head_dim]``."""
     last_dtype: torch.dtype | None = None
     """What the kernel computed in: its output's, as autocast casts queries inside it."""
     masked_calls: int = 0
+    ring_calls: int = 0
+    document_calls: int = 0
+    """Ring calls that kept documents apart."""
     windows: WindowMasks = field(default_factory=WindowMasks)
+
+    def begin(self, document_ids: torch.Tensor | None) -> None:
+        """Take up a micro-batch.
+
+        Args:
+            document_ids: ``[batch, seq_len]`` of its whole sequences where they are packed.
+        """
+        self.mask = self.documents = None
+        if document_ids is None:
+            return
+        if self.ring:
+            rank = dist.get_rank(self.group)
+            device = document_ids.device
+            self.documents = local_documents(document_ids, cp=self.cp, rank=rank, device=device)
+        else:
+            self.mask = document_mask(document_ids)
+
+    def count_from_zero(self) -> None:
+        """Forget the calls counted so far."""
+        self.calls = self.masked_calls = self.ring_calls = self.document_calls = 0
 
 
 CONTEXT = AttentionContext()
@@ -127,6 +160,9 @@ def _attention(
         ``[batch, seq_len / cp, heads, head_dim]`` and no weights.
     """
     context = CONTEXT
+    if context.ring:
+        _refuse_in_a_ring(query.shape[2] * context.cp, sliding_window, s_aux, kwargs)
+        return _ring(context, query, key, value, kwargs.get("scaling")), None
     if context.cp > 1:
         query, key, value = (_scatter_heads(x, context) for x in (query, key, value))
     context.calls += 1
@@ -149,6 +185,46 @@ def _attention(
     if context.cp > 1:
         output = _gather_heads(output.transpose(1, 2), context).transpose(1, 2)
     return output, None
+
+
+def _ring(
+    context: AttentionContext,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    assert context.group is not None
+    context.calls += 1
+    context.ring_calls += 1
+    context.document_calls += context.documents is not None
+    context.last_shape = tuple(query.shape)
+    output = ring_attention(
+        query,
+        key,
+        value,
+        group=context.group,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        documents=context.documents,
+        heads_k_stride=context.heads_k_stride,
+    )
+    context.last_dtype = output.dtype
+    return output
+
+
+def _refuse_in_a_ring(
+    seq_len: int, window: int | None, sinks: torch.Tensor | None, further: dict[str, Any]
+) -> None:
+    """Raise for what rule AT122 refuses, in models no rule knows."""
+    asked = {
+        "a sliding window": window is not None and window < seq_len,
+        "sinks": sinks is not None,
+        "dropout": bool(further.get("dropout")),
+        "a soft cap": bool(further.get("softcap")),
+    }
+    if any(asked.values()):
+        named = " and ".join(what for what, given in asked.items() if given)
+        raise AutotuneError(f"Ring attention here knows no {named}. Use Ulysses.")
 
 
 def _scatter_heads(x: torch.Tensor, context: AttentionContext) -> torch.Tensor:

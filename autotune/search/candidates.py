@@ -26,9 +26,9 @@ GROUPS: tuple[tuple[str, Callable[[Plan], object]], ...] = (
         ),
     ),
     ("offload", lambda plan: (plan.offload_optimizer, plan.offload_params)),
-    ("cp", lambda plan: plan.cp),
+    ("cp", lambda plan: (plan.cp, plan.cp_backend)),
     ("recompute", lambda plan: plan.recompute),
-    ("cp and engine", lambda plan: (plan.cp, plan.engine)),
+    ("cp and engine", lambda plan: (plan.cp, plan.cp_backend, plan.engine)),
 )  # fmt: skip
 """What plans can have in common; a prediction that is wrong for one is wrong for its like."""
 

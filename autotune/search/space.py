@@ -89,9 +89,7 @@ def space_of(families: Sequence[Family]) -> Space:
 
 def family_name(plan: Plan) -> str:
     """Return a plan's name without its micro batch and accumulation."""
-    words = [plan.strategy]
-    if plan.cp > 1:
-        words.append(f"cp={plan.cp}")
+    words = [plan.strategy, *plan.cp_words]
     if plan.recompute is not Recompute.NONE:
         words.append("recompute")
     return " ".join(words)

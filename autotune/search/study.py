@@ -65,6 +65,8 @@ class Contract:
     seed: int
     sampler: str
     """What chose the order of the trials: another would go on from what it would not have asked."""
+    cp_backends: Sequence[str] = ()
+    """How sequences are split; none given: as their heads allow."""
 
     @cached_property
     def _digests(self) -> tuple[list[str | None], str | None]:
@@ -96,6 +98,7 @@ class Contract:
             "strategies": list(self.strategies),
             "micro_batches": list(self.micro_batches) if self.micro_batches else None,
             "cp_degrees": list(self.cp_degrees),
+            **({"cp_backends": list(self.cp_backends)} if self.cp_backends else {}),
             "recompute": list(self.recompute),
             "memory_limit_bytes": self.memory_limit_bytes,
             "datasets": [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autotune.memory.activations import FP32, compute_bytes, count_activations, regime_of
 from autotune.memory.columns import PlanColumns
 from autotune.memory.knowledge import model_key
-from autotune.plan import Engine, Plan
+from autotune.plan import CpBackend, Engine, Plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Precision, Workload
@@ -139,7 +139,10 @@ def _roofline(
         for inputs, outputs in shapes:
             adapters += rates.matmul_s(tokens, inputs, rank) + rates.matmul_s(tokens, rank, outputs)
         adapters *= model.num_layers
-    attention = tokens * _attention_s_per_token(model, workload, rates)
+    attention = tokens * _attention_s_per_token(model, workload, plan, rates)
+    if plan.cp_backend is CpBackend.RING and not workload.packing:
+        # Contiguous parts: the last rank attends to all blocks, the mean one to half of them.
+        attention = attention * (2 - 1 / cp)
     layers_saved, logits = _activation_bytes(model, workload, plan, batch, cp)
     layer_traffic = layers_saved / rates.stream_bytes_per_s
     logits_traffic = logits / rates.stream_bytes_per_s
@@ -159,8 +162,9 @@ def _roofline(
     return Compute(forward=forward, backward=backward, recompute=layers, measured=False)
 
 
-def _attention_s_per_token(model: ModelSpec, workload: Workload, rates: Rates) -> float:
-    causal, masked = attention_flops_per_token(model, workload)
+def _attention_s_per_token(model: ModelSpec, workload: Workload, plan: Plan, rates: Rates) -> float:
+    ulysses = plan.cp_backend is CpBackend.ULYSSES
+    causal, masked = attention_flops_per_token(model, workload, documents_masked=ulysses)
     peak = rates.hardware.gpu.peak_flops[workload.precision]
     return causal / (peak * _FLASH_EFFICIENCY) + masked / (peak * _MASKED_EFFICIENCY)
 

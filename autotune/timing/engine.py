@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from autotune.memory.activations import regime_of
 from autotune.memory.knowledge import model_key
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
@@ -67,9 +67,12 @@ def exchange_tried(
     costs besides, such as its mask. Recomputation does the forward half again.
 
     Returns:
-        None where no plan is sequence-parallel, or none was tried on so many ranks.
+        None where no plan is sequence-parallel, or none was tried on so many ranks; what was
+        tried is Ulysses.
     """
     if calibration is None or not hardware.gpu.is_cpu or workload.adapter is not None:
+        return None
+    if plan.cp_backend is not CpBackend.ULYSSES:
         return None
     key, cp = model_key(model), numbers[:, 4]
     ddp = Plan(strategy="ddp", engine=Engine.DDP)

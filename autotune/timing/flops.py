@@ -17,14 +17,18 @@ def causal_attention_flops_per_token(model: ModelSpec, workload: Workload) -> fl
     return 4 * model.query_size * seen
 
 
-def attention_flops_per_token(model: ModelSpec, workload: Workload) -> tuple[float, float]:
+def attention_flops_per_token(
+    model: ModelSpec, workload: Workload, *, documents_masked: bool = True
+) -> tuple[float, float]:
     """Return the forward kernels' FLOPs: of causal ones, of masked ones; all layers.
 
-    A masked kernel computes what the mask hides.
+    A masked kernel computes what the mask hides. Where documents are told apart by their lengths
+    instead (`documents_masked` false), they are taken for one as long as the sequence, which is the
+    most there can be.
     """
     per_layer = 4 * workload.seq_len * model.query_size
     windowed = model.num_window_layers_at(workload.seq_len)
-    masked = model.num_layers if workload.packing else windowed
+    masked = model.num_layers if workload.packing and documents_masked else windowed
     return (model.num_layers - masked) * per_layer / 2, masked * per_layer
 
 

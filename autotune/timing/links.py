@@ -64,7 +64,7 @@ class Links:
         Args:
             kind: Which.
             num_bytes: Of the whole data: what an all-gather ends with, what a reduction or an
-                exchange starts from on one rank.
+                exchange starts from on one rank, what one rank sends to the next.
             ranks: Group size.
             calls: Over how many the data is split.
             stride: Distance between neighbouring ranks of the group.
@@ -72,9 +72,7 @@ class Links:
         num_bytes, ranks, calls, stride = np.broadcast_arrays(
             *(np.asarray(v, float) for v in (num_bytes, ranks, calls, stride))
         )
-        ring = np.asarray(collective_s(num_bytes, ranks, stride, self.hardware, calls), float)
-        if kind is Collective.ALL_REDUCE:
-            ring = 2 * ring
+        ring = _by_formula(kind, num_bytes, ranks, stride, self.hardware, calls)
         if self.calibration is None:
             return ring
         found = ring.copy()
@@ -89,8 +87,23 @@ class Links:
             measured = count * curve.seconds(num_bytes[at] / count)
             if (curve.ranks, curve.stride) != (group, distance):
                 # Another group was measured: its ratio to the formula is what carries over.
-                other = collective_s(num_bytes[at], curve.ranks, curve.stride, self.hardware, count)
-                other = other * (2 if kind is Collective.ALL_REDUCE else 1)
+                other = _by_formula(
+                    kind, num_bytes[at], curve.ranks, curve.stride, self.hardware, count
+                )
                 measured = ring[at] * measured / other
             found[at] = measured
         return found
+
+
+def _by_formula(
+    kind: Collective, num_bytes: Any, ranks: Any, stride: Any, hardware: HardwareSpec, calls: Any
+) -> Array:
+    """Return what `collective_s` says of an operation of `Links.seconds`."""
+    if kind is Collective.POINT_TO_POINT:
+        # All send to their neighbour at once: one hop, and all of the data takes it.
+        pair = np.minimum(np.asarray(ranks, float), 2.0)
+        return np.asarray(
+            collective_s(2 * np.asarray(num_bytes, float), pair, stride, hardware, calls), float
+        )
+    once = np.asarray(collective_s(num_bytes, ranks, stride, hardware, calls), float)
+    return 2 * once if kind is Collective.ALL_REDUCE else once

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.memory.activations import FP32, compute_bytes
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 from autotune.timing.calibration import Collective
@@ -113,7 +113,49 @@ def _sequence_exchange(
         return np.zeros(len(cp))
     tokens = batch * workload.seq_len / cp
     width = compute_bytes(workload.precision)
+    if plan.cp_backend is CpBackend.RING:
+        one_layer = _ring_layer(model, workload, plan, tokens, batch, cp, links)
+        return np.where(cp > 1, model.num_layers * one_layer, 0.0)
     elements = tokens * (2 * model.query_size + 2 * model.kv_size)
     passes = 3 if plan.recompute is Recompute.FULL else 2
     one_layer = links.seconds(Collective.ALL_TO_ALL, width * elements, cp, calls=4)
     return passes * model.num_layers * one_layer
+
+
+def _ring_layer(
+    model: ModelSpec,
+    workload: Workload,
+    plan: Plan,
+    tokens: Array,
+    batch: Array,
+    cp: Array,
+    links: Links,
+) -> Array:
+    """Return what one layer's ring sends in a micro-step, `autotune.runner.ring`.
+
+    Plain: keys and values take ``cp - 1`` hops in each pass, and in backward the fp32 sums of their
+    gradients `cp` hops. The package waits for a hop after the block it runs beside; how much of it
+    hides there is not known here, so none of it does. Packed: both are gathered in each pass, and
+    their gradients reduced in backward, `heads_k_stride` heads and one sequence at a time.
+    """
+    width = compute_bytes(workload.precision)
+    forwards = 2 if plan.recompute is Recompute.FULL else 1
+    both = 2 * tokens * model.kv_size
+    if workload.packing:
+        calls = 2 * batch * model.num_kv_heads / plan.heads_k_stride
+        whole = width * both * cp
+        gathered = links.seconds(Collective.ALL_GATHER, whole, cp, calls=calls)
+        reduced = links.seconds(Collective.REDUCE_SCATTER, whole, cp, calls=calls)
+        return (forwards + 1) * gathered + reduced
+    # Between nodes where the ring leaves one: every hop waits for the slowest.
+    per_node = links.hardware.gpus_per_node
+    stride = np.where(cp > per_node, per_node, 1)
+
+    def hops(count: Array, num_bytes: Array) -> Array:
+        calls = 2 * np.maximum(count, 1)  # keys and values are sent apart
+        return links.seconds(
+            Collective.POINT_TO_POINT, count * num_bytes, np.minimum(cp, 2), calls=calls,
+            stride=stride,
+        )  # fmt: skip
+
+    return (forwards + 1) * hops(cp - 1, width * both) + hops(cp, FP32 * both)

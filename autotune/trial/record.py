@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.trial.protocol import Outcome
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -140,5 +140,5 @@ def _record_checks() -> dict[str, TypeAdapter[Any]]:
 def _plan_checks() -> dict[str, TypeAdapter[Any]]:
     """Return what a plan's fields may hold: names are any text, another version has others."""
     hints = get_type_hints(Plan)
-    kinds = {str: str, bool: bool, int: _Count, Engine: str, Recompute: str}
+    kinds = {str: str, bool: bool, int: _Count, CpBackend: str, Engine: str, Recompute: str}
     return {f.name: TypeAdapter(kinds[hints[f.name]], config=_STRICT) for f in fields(Plan)}

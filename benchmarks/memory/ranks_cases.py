@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.workload import Lora, Workload
 
 _SHAPE = {
@@ -95,6 +95,8 @@ class Case:
             f"s{workload.seq_len}", f"b{plan.micro_batch_size}", f"ga{plan.grad_accum_steps}",
             "packed" if workload.packing else "plain", plan.recompute.value,
         ]  # fmt: skip
+        if plan.cp_backend is CpBackend.RING:
+            words.append("ring")
         if workload.adapter:
             words.append("lora")
         if workload.precision != "bf16":

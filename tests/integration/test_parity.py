@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.plan import CpBackend
 from autotune.spec.workload import Workload
 from tests.integration.ranks import logged, make_plan, run_well, training_request
 from tests.integration.reference import sgd_steps
@@ -61,6 +62,24 @@ SLOW = [
     ("zero3", 2, 1, 4, True),
 ]
 """Left to make test-slow: a quick case differs from each in one setting alone."""
+RING = [
+    ("zero2", 2, 2, 4, False),
+    ("zero3", 2, 2, 4, False),
+    ("fsdp2", 2, 2, 4, False),
+    ("ddp", 2, 2, 4, False),
+    ("zero1", 2, 2, 4, False),
+    ("zero2", 4, 4, 4, False),
+    ("fsdp2", 4, 2, 2, False),
+    ("zero3", 4, 2, 2, False),
+    ("zero3", 2, 2, 4, True),
+    ("fsdp2", 2, 2, 4, True),
+]
+"""Ring attention: SGD packed and plain, because its kernels differ."""
+QUICK_RING = [
+    (True, ("zero2", 2, 2, 4, False)),
+    (False, ("zero3", 2, 2, 4, False)),
+    (False, ("fsdp2", 2, 2, 4, True)),
+]
 QUICK = {
     ("sgd", True): [c for c in CASES if c not in SLOW],
     ("adamw", True): [
@@ -85,6 +104,18 @@ def _runs() -> list[object]:
                         optimizer, packing, *case, id=name + "-rc" * recompute, marks=marks
                     )
                 )
+    return rows
+
+
+def _rings() -> list[object]:
+    rows = []
+    for packing in (True, False):
+        for case in RING:
+            strategy, world, cp, micro, recompute = case
+            kind = "packed" if packing else "plain"
+            name = f"{kind}-{strategy}-{world}r-cp{cp}-mbs{micro}" + "-rc" * recompute
+            marks = [] if (packing, case) in QUICK_RING else [pytest.mark.slow]
+            rows.append(pytest.param(packing, *case, id=name, marks=marks))
     return rows
 
 
@@ -155,6 +186,27 @@ def test_parity(
         grad_accum_steps=GLOBAL_BATCH // (world // cp * micro),
         recompute=recompute,
     )
+    _agree(plan, optimizer, packing, reference, tmp_path, corpus, initial_state)
+
+
+@pytest.mark.parametrize(("packing", "strategy", "world", "cp", "micro", "recompute"), _rings())
+def test_ring_parity(
+    packing, strategy, world, cp, micro, recompute, reference, tmp_path, corpus, initial_state
+):
+    plan = make_plan(
+        strategy,
+        world,
+        cp=cp,
+        cp_backend=CpBackend.RING,
+        heads_k_stride=2,
+        micro_batch_size=micro,
+        grad_accum_steps=GLOBAL_BATCH // (world // cp * micro),
+        recompute=recompute,
+    )
+    _agree(plan, "sgd", packing, reference, tmp_path, corpus, initial_state)
+
+
+def _agree(plan, optimizer, packing, reference, tmp_path, corpus, initial_state):
     want_loss, want_norm = reference(optimizer, packing)
     loss, norm = _train(plan, tmp_path, corpus, initial_state, optimizer, packing)
     assert len(loss) == len(want_loss) == STEPS

@@ -157,6 +157,35 @@ def test_mesh_that_does_not_fit(load, extra, num_gpus, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("extra", "backend", "stride"),
+    [
+        ("context_parallel_size: 2", "ulysses", 1),
+        ("context_parallel_size: 2\nring_attn_func: batch_ring", "ring", 1),
+        ("context_parallel_size: 2\nring_attn_func: varlen_llama3", "ring", 1),
+        ("context_parallel_size: 2\nheads_k_stride: 2\nsample_packing: true", "ring", 2),
+        ("context_parallel_size: 2\nheads_k_stride: 2", "ring", 1),  # nothing is gathered
+        ("context_parallel_size: 8", "ring", 1),  # of 4 key-value heads
+        ("ring_attn_func: batch_ring\nheads_k_stride: 2", "ulysses", 1),
+    ],
+)
+def test_how_sequences_are_split(load, extra, backend, stride):
+    plan = load(extra).plan(8)
+    assert (str(plan.cp_backend), plan.heads_k_stride) == (backend, stride)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("ring_attn_func: zigzag", "batch_ring, varlen_llama3"),
+        ("ring_attn_func: batch_ring\nsample_packing: true", "documents would see one another"),
+        ("heads_k_stride: 0", "at least 1"),
+    ],
+)
+def test_a_ring_that_is_not_run(load, extra, words):
+    assert words in refusal(load, "context_parallel_size: 2\n" + extra)
+
+
 def test_tensor_parallel_and_two_names_of_one_degree(load):
     assert "not run here yet" in refusal(load, "tensor_parallel_size: 2")
     text = "context_parallel_size: 2\nsequence_parallel_degree: 4"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autotune.config import AutotuneBlock, fallback_ladder
+from autotune.config import AutotuneBlock, fallback_ladder, load_config
 from autotune.emit.axolotl import base_model_of, decoder_layer_class, emit_axolotl
-from autotune.plan import Engine, Plan, Recompute
+from autotune.emit.run_config import emit_run_config
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.model import load_model
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Lora, Workload
@@ -49,6 +50,26 @@ def emitted(plan: Plan) -> str:
 def test_golden(name, plan):
     """After a wanted change, write the text printed by a failure into the golden file."""
     assert emitted(plan) == (GOLDEN / f"best_{name}.yml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("packing", "stride", "keys"),
+    [
+        (True, 2, {"ring_attn_func": "varlen_llama3", "heads_k_stride": 2}),
+        (False, 1, {"ring_attn_func": "batch_ring"}),
+    ],
+)
+def test_a_ring_is_written_and_read(packing, stride, keys, tmp_path):
+    plan = replace(ZERO3, cp_backend=CpBackend.RING, heads_k_stride=stride)
+    text = emit_axolotl(MODEL, Workload(packing=packing), plan, device="cpu")
+    written = yaml.safe_load(text)
+    assert {k: v for k, v in written.items() if k in ("ring_attn_func", "heads_k_stride")} == keys
+    assert "Ulysses" not in text
+    (tmp_path / "best.yml").write_text(text)
+    read = load_config(tmp_path / "best.yml")
+    assert (read.plan(4).cp_backend, read.plan(4).heads_k_stride) == (CpBackend.RING, stride)
+    (tmp_path / "again.yml").write_text(emit_run_config(read))
+    assert load_config(tmp_path / "again.yml") == read
 
 
 def test_floats_are_floats_to_every_yaml_parser():

@@ -2,11 +2,18 @@ from dataclasses import replace
 
 import pytest
 
-from autotune.memory import Verdict, estimate_memory, fit_probability, verdict
+from autotune.memory import (
+    Verdict,
+    estimate_memory,
+    estimate_memory_table,
+    fit_probability,
+    verdict,
+)
 from autotune.memory.activations import count_activations
 from autotune.memory.closed_form import closed_form_profile
+from autotune.memory.columns import PlanColumns
 from autotune.memory.setup import setup_of
-from autotune.plan import Recompute
+from autotune.plan import CpBackend, Recompute
 from autotune.planner import make_plan
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model, model_from_config
@@ -63,6 +70,45 @@ def test_sequence_parallel_divides_what_tokens_cost():
     assert two.logits_loss == one.logits_loss // 2
     # The exchanged attention output is one copy more.
     assert two.layer == (one.layer + 4096 * 2 * MODEL.query_size) // 2
+
+
+def test_a_ring_keeps_no_mask_and_plain_no_copy():
+    packed = WORKLOAD.model_copy(update={"packing": True})
+    ring = plan("zero3", cp=2, cp_backend=CpBackend.RING)
+    one = count_activations(MODEL, WORKLOAD, plan("zero3")).layer
+    assert count_activations(MODEL, WORKLOAD, ring).layer == one // 2
+    # Packed sequences are stacked again, and their documents are lengths.
+    several = count_activations(MODEL, packed, ring)
+    assert several.layer == (one + 4096 * 2 * MODEL.query_size) // 2
+    assert several.mask == 0
+
+
+def test_what_travels_in_a_ring_counts():
+    """Only where it is more than the FFN's gradients, which are gone by then."""
+    long = WORKLOAD.model_copy(update={"seq_len": 65536, "packing": True})
+    few, many = (
+        count_activations(
+            MODEL, long, plan("zero3", cp=8, cp_backend=CpBackend.RING, heads_k_stride=stride)
+        ).layer_gradients
+        for stride in (1, 8)
+    )
+    tokens, buffers = 65536 / 8, 6 * 65536 * 8 * MODEL.head_dim
+    assert many == 2 * (tokens * (MODEL.query_size + 2 * MODEL.kv_size) + buffers)
+    ffn = count_activations(MODEL, long, plan("zero3", cp=8)).layer_gradients
+    assert few == ffn < many
+
+
+def test_degrees_of_a_ring_are_groups_of_their_own():
+    ring = plan("zero3", cp=2, cp_backend=CpBackend.RING)
+    plans = [ring, replace(ring, cp=4), replace(ring, cp=4, micro_batch_size=2), plan("zero3")]
+    plans += [plan("zero3", cp=2), plan("zero3", cp=4)]
+    groups = [sorted(index.tolist()) for _, index in PlanColumns.of(plans).groups()]
+    assert sorted(groups) == [[0], [1], [2], [3], [4, 5]]
+    hardware = replace(HARDWARE)
+    found = estimate_memory_table(MODEL, WORKLOAD, plans, hardware)
+    for position, one in enumerate(plans):
+        alone = estimate_memory_table(MODEL, WORKLOAD, [one], hardware)
+        assert found.total_bytes[position] == alone.total_bytes[0]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -1,10 +1,11 @@
+import hashlib
 import json
 
 import pytest
 
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.memory import Verdict
-from autotune.plan import Plan, Recompute
+from autotune.plan import CpBackend, Plan, Recompute
 from autotune.planner import enumerate_plans, rank_plans, refusal_lines
 from autotune.rules import check_plan
 from autotune.spec.catalogue import read_catalogue
@@ -47,6 +48,42 @@ def test_no_legal_plan_of_the_space_is_missing():
         (4, 1, 12), (4, 2, 6), (4, 4, 3), (4, 12, 1),
     }  # fmt: skip
     assert all(not check_plan(p, tiny, workload, four) for p in plans)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        # 8 heads and 4 key-value heads: Ulysses as far as they divide.
+        (None, {(1, "ulysses"), (4, "ulysses"), (8, "ring")}),
+        (["ring"], {(1, "ulysses"), (4, "ring"), (8, "ring")}),
+        (
+            ["ulysses", "ring"],
+            {(1, "ulysses"), (4, "ulysses"), (4, "ring"), (8, "ulysses"), (8, "ring")},
+        ),
+    ],
+)
+def test_sequences_are_split_as_asked(asked, found):
+    backends = asked and [CpBackend(name) for name in asked]
+    plans = enumerate_plans(
+        load_model("tiny-qwen3"), WORKLOAD, H100, load_strategies(["zero2"]),
+        cp_degrees=[1, 4, 8], cp_backends=backends, micro_batches=[1],
+        recompute=[Recompute.NONE],
+    )  # fmt: skip
+    assert {(p.cp, str(p.cp_backend)) for p in plans} == found
+    assert len({p.id for p in plans}) == len(plans) == len(found)
+    assert all(Plan.from_dict(json.loads(json.dumps(p.to_dict()))) == p for p in plans)
+
+
+def test_a_plan_of_before_the_ring_keeps_its_id():
+    """Ids of committed records: what a plan had no word for then is left out where it is not so."""
+    (plan,) = enumerate_plans(
+        MODEL, WORKLOAD, H100, load_strategies(["zero2"]), cp_degrees=[2], micro_batches=[1],
+        recompute=[Recompute.NONE],
+    )  # fmt: skip
+    older = {k: v for k, v in plan.to_dict().items() if k not in ("cp_backend", "heads_k_stride")}
+    assert Plan.from_dict(older) == plan
+    canonical = json.dumps(older, sort_keys=True, separators=(",", ":"))
+    assert plan.id == hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def test_given_micro_batches():

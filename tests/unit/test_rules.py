@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.rules import check_plan, check_strategy, rule_codes
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import Strategy
-from autotune.spec.workload import Lora, Workload
+from autotune.spec.workload import Lora, Precision, Workload
 
 MODEL = load_model("tiny-qwen3")  # 8 heads, 4 key-value heads
 WORKLOAD = Workload(seq_len=1024, global_batch_size=16)
@@ -17,6 +17,7 @@ HARDWARE = load_hardware("h100-sxm", 4)
 ZERO = Plan(strategy="zero2", engine=Engine.DEEPSPEED, zero_stage=2, dp_shard=4, grad_accum_steps=4)
 FSDP = Plan(strategy="fsdp2", engine=Engine.FSDP2, dp_shard=4, grad_accum_steps=4)
 DDP = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=4, grad_accum_steps=4)
+RING = replace(ZERO, dp_shard=2, cp=2, grad_accum_steps=8, cp_backend=CpBackend.RING)
 
 
 def lora(**values):
@@ -57,6 +58,7 @@ EXAMPLES = {
     "AT119": (replace(FSDP, recompute=Recompute.FULL), lora(dropout=0.1), "would drop different"),
     "AT120": (ZERO, WORKLOAD, "Set output_router_logits to false"),
     "AT121": (replace(FSDP, recompute=Recompute.FULL), WORKLOAD, "sets resid_pdrop with FSDP2"),
+    "AT122": (replace(RING, heads_k_stride=3), WORKLOAD, "heads_k_stride 3 with 4 key-value heads"),
 }
 
 
@@ -81,6 +83,8 @@ def test_example(code):
         (replace(FSDP, dp_replicate=2, dp_shard=2), WORKLOAD),
         (replace(FSDP, dp_shard=1, cp=4, grad_accum_steps=16), WORKLOAD),
         (replace(DDP, dp_replicate=2, cp=2, grad_accum_steps=8), WORKLOAD),
+        (RING, WORKLOAD),
+        (replace(RING, heads_k_stride=4), WORKLOAD),
     ],
 )
 def test_legal(plan, workload):
@@ -119,6 +123,39 @@ def test_experts_are_no_lora_targets():
     assert [v.code for v in broken] == ["AT113"]
     assert "stacked parameters" in broken[0].hint
     assert "stacked" not in check_plan(ZERO, MODEL, lora(target_modules=()), HARDWARE)[0].hint
+
+
+def test_the_ring_splits_no_heads():
+    eight = load_hardware("h100-sxm", 8)
+    ulysses = replace(ZERO, dp_shard=1, cp=8, grad_accum_steps=16)
+    (refused,) = check_plan(ulysses, MODEL, WORKLOAD, eight)
+    assert refused.code == "AT106" and "Ring attention takes any" in refused.hint
+    assert check_plan(replace(ulysses, cp_backend=CpBackend.RING), MODEL, WORKLOAD, eight) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "words"),
+    [
+        ({"sliding_window": 512, "num_window_layers": 2}, "bf16", "a sliding window of 512 tokens"),
+        ({"sinks": True}, "bf16", "sinks"),
+        ({"hf_config": {"attention_dropout": 0.1}}, "bf16", "attention_dropout"),
+        ({}, "fp32", "fp32 on GPUs"),
+        ({"head_dim": 260}, "bf16", "heads of 260 on GPUs"),
+        ({"head_dim": 260, "sinks": True}, "bf16", "sinks nor heads of 260"),
+    ],
+)
+def test_what_the_ring_cannot_do(model, precision, words):
+    workload = WORKLOAD.model_copy(update={"precision": Precision(precision)})
+    case = MODEL.model_copy(update=model), workload
+    (refused,) = check_plan(RING, *case, HARDWARE)
+    assert refused.code == "AT122" and words in refused.message
+    assert check_plan(replace(RING, cp_backend=CpBackend.ULYSSES), *case, HARDWARE) == []
+
+
+def test_cpu_ranks_take_any_head_and_fp32_in_a_ring():
+    fp32 = WORKLOAD.model_copy(update={"precision": Precision.FP32})
+    model = MODEL.model_copy(update={"head_dim": 260})
+    assert check_plan(RING, model, fp32, load_hardware("cpu", 4)) == []
 
 
 def test_strategy_support():

@@ -5,8 +5,9 @@ import pytest
 from autotune.memory import estimate_memory_table
 from autotune.memory.knowledge import model_key
 from autotune.memory.residuals import Residuals, Ruler
+from autotune.memory.table import numbers_of
 from autotune.memory.verdict import judge_table
-from autotune.plan import Recompute
+from autotune.plan import CpBackend, Recompute
 from autotune.planner import best_first_index, enumerate_plans, make_plan, rank_plans
 from autotune.rules import check_plan
 from autotune.spec.hardware import load_hardware
@@ -14,6 +15,10 @@ from autotune.spec.model import load_model, model_from_config
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Lora, Workload
 from autotune.timing import ColdStart, collective_s, estimate_time, estimate_time_table
+from autotune.timing.compute import compute_of
+from autotune.timing.flops import attention_flops_per_token
+from autotune.timing.links import Links
+from autotune.timing.traffic import traffic_of
 
 MODEL = load_model("qwen3-8b")
 WORKLOAD = Workload(seq_len=4096, global_batch_size=64, packing=False)
@@ -163,6 +168,49 @@ def test_recompute_repeats_the_sequence_exchange():
     full = estimate("zero1", cp=2, recompute=Recompute.FULL)
     exchange = none.communication_s - estimate("zero1").communication_s
     assert full.communication_s - none.communication_s > 0.3 * exchange
+
+
+def ring_plan(name, *, cp, **values):
+    return replace(make_plan(STRATEGIES[name], H100, cp=cp), micro_batch_size=1, **values)
+
+
+def ring_seconds(packing, **values):
+    workload = WORKLOAD.model_copy(update={"packing": packing})
+    plan = ring_plan("zero1", cp=2, cp_backend=CpBackend.RING, **values)
+    links = Links(hardware=H100)
+    return traffic_of(MODEL, workload, plan, numbers_of(plan), links).blocking[0]
+
+
+def test_a_ring_sends_its_keys_and_values_around():
+    """docs/formulas.md: keys and values one hop in each pass, their fp32 gradients two."""
+    tokens, link = WORKLOAD.seq_len / 2, H100.intra_node.bytes_per_s * 0.75
+    hop = 2 * tokens * MODEL.kv_size
+    volume = MODEL.num_layers * hop * (2 + 2 + 2 * 4) / link
+    assert volume < ring_seconds(False) < volume + MODEL.num_layers * 8 * 5e-5
+    again = ring_seconds(False, recompute=Recompute.FULL) - ring_seconds(False)
+    assert again > MODEL.num_layers * hop * 2 / link
+
+
+def test_a_packed_ring_gathers_fewer_times_at_a_larger_stride():
+    tokens, link = WORKLOAD.seq_len, H100.intra_node.bytes_per_s * 0.75
+    whole = 2 * tokens * MODEL.kv_size * 2  # bytes
+    volume = MODEL.num_layers * whole * 3 * (1 / 2) / link  # forward, backward, gradients
+    one, all_heads = ring_seconds(True), ring_seconds(True, heads_k_stride=MODEL.num_kv_heads)
+    assert volume < all_heads < one
+
+
+def test_the_last_rank_of_a_ring_attends_to_most():
+    def compute(backend, packing):
+        workload = WORKLOAD.model_copy(update={"packing": packing})
+        plan = ring_plan("zero1", cp=4, cp_backend=backend)
+        return compute_of(MODEL, workload, plan, numbers_of(plan), H100, None).forward[0]
+
+    attention = attention_flops_per_token(MODEL, WORKLOAD)[0] * WORKLOAD.seq_len / 4
+    more = 0.75 * attention / (H100.gpu.peak_flops[WORKLOAD.precision] * 0.35)
+    plain = compute(CpBackend.RING, False) - compute(CpBackend.ULYSSES, False)
+    assert plain == pytest.approx(more, rel=0.1)  # its output is a copy less
+    # Documents by their lengths instead of a mask.
+    assert compute(CpBackend.RING, True) < compute(CpBackend.ULYSSES, True)
 
 
 def test_parameters_in_host_memory_come_up_twice_a_micro_step():

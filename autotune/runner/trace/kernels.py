@@ -25,7 +25,7 @@ def register(kind: Attention) -> str:
     mask where a batch is plain, with one of documents or windows where not.
     """
     match kind:
-        case Attention.RUNNER | Attention.SDPA:
+        case Attention.RUNNER | Attention.SDPA | Attention.RING:
             return ATTENTION_NAME
         case Attention.FLASH:
             name, function = _FLASH, _flash

@@ -72,12 +72,13 @@ class _Assembly:
         self._cut = cut
         self._key = key
         self._config = config
-        self._cp = _CP if key.exchanged else 1
+        self._cp = key.gathered[0] or (_CP if key.exchanged else 1)
         self._cps = _EXCHANGED if key.exchanged else _WHOLE
         self._tracer = step.Tracer(cut, key, self._cp)
         # Turning heads and tokens about copies nothing where there is one sequence.
         batches = _ALWAYS_ONE if key.single else _FROM_TWO if key.exchanged else _FROM_ONE
-        squares = key.packed or key.windowed or key.attention is Attention.EAGER
+        masked = key.packed and key.attention is not Attention.RING
+        squares = masked or key.windowed or key.attention is Attention.EAGER
         self._sizes = self._make_sizes(batches, squares=squares)
 
     def take_less_for_granted(self) -> None:

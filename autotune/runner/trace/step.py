@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -14,10 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autotune.errors import AutotuneError
 from autotune.memory.setup import Attention, TraceKey
 from autotune.runner import ulysses
+from autotune.runner.ring import LocalDocuments, ring_attention
 from autotune.runner.trace import liger, losses, models, regimes
 from autotune.runner.trace.ledger import Ledger
 from autotune.runner.ulysses import AttentionContext, document_mask
 
+_OURS = (Attention.RUNNER, Attention.RING, Attention.SDPA)
 EMBEDDING, HEAD, LOSS = "embedding", "head", "loss"
 LOSS_BACK, HEAD_BACK, EMBEDDING_BACK = "loss back", "head back", "embedding back"
 
@@ -67,7 +69,8 @@ class Tracer:
         ledger = Ledger(copies)
         fused = self._key.fused_kernels
         rope = liger.patched_rope(self._layer) if fused else contextlib.nullcontext()
-        with self._mode, _own_context(self._cp) as context, rope:
+        lent = _context(self._key, self._cp, batch, local)
+        with self._mode, _lending(lent) as context, rope:
             ledger.ignore([*self.cut.model.parameters(), *self.cut.model.buffers()])
             self._ledger = ledger
             with ledger:
@@ -75,7 +78,7 @@ class Tracer:
                 step(self._batch(batch, local))
                 ledger.finish()
             self._ledger = None
-            if context.calls == 0 and self._key.attention in (Attention.RUNNER, Attention.SDPA):
+            if context.calls == 0 and self._key.attention in _OURS:
                 raise AutotuneError(models.no_interface(type(self.cut.model).__name__))
         return ledger
 
@@ -116,7 +119,8 @@ class Tracer:
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         documents = inputs.get("full_document_ids")
-        ulysses.CONTEXT.mask = None if documents is None else document_mask(documents)
+        if documents is not None:
+            ulysses.CONTEXT.mask = document_mask(documents)
         outputs = self.cut.model(
             input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
         )
@@ -163,16 +167,68 @@ class Tracer:
         return mark
 
 
+def _context(key: TraceKey, cp: int, batch: int, local: int) -> AttentionContext:
+    """Return what the attention function knows of a traced micro-batch.
+
+    Under the ring that is the last rank, which attends to every block. Packed sequences are one
+    document of the rank's own tokens (`_in_one_row`): what is gathered is whole for any documents,
+    and the CUDA kernel takes no more for many of them.
+    """
+    if key.attention is not Attention.RING:
+        return AttentionContext(cp=cp)
+    tokens = batch * local
+    ends = torch.tensor([0, tokens], dtype=torch.int32)
+    document = LocalDocuments(
+        cu_seqlens_q=ends,
+        cu_seqlens_k=ends,
+        max_seqlen_q=tokens,
+        max_seqlen_k=tokens,
+        local_k_slice=slice((cp - 1) * tokens, cp * tokens),
+    )
+    return AttentionContext(
+        group=cast(Any, object()),
+        cp=cp,
+        ring=True,
+        heads_k_stride=key.gathered[1] or 1,
+        documents=[document] if key.packed else None,
+    )
+
+
 @contextlib.contextmanager
-def _own_context(cp: int) -> Iterator[AttentionContext]:
+def _lending(lent: AttentionContext) -> Iterator[AttentionContext]:
     """Lend the attention function a context of its own and an exchange with nobody."""
-    lent = AttentionContext(cp=cp)
-    with (
-        mock.patch.object(ulysses, "CONTEXT", lent),
-        mock.patch.object(ulysses, "_all_to_all", _exchange_nothing),
-        mock.patch.object(torch.distributed, "get_rank", lambda group=None: 0),
-    ):
+    distributed = {
+        "get_rank": lambda group=None: lent.cp - 1 if lent.ring else 0,
+        "get_world_size": lambda group=None: lent.cp,
+        "get_global_rank": lambda group, rank: rank,
+        # A hop and a gathering write into buffers that are there already.
+        "P2POp": lambda *args, **kwargs: None,
+        "batch_isend_irecv": lambda operations: [],
+        "all_gather_into_tensor": lambda output, x, **kwargs: mock.Mock(),
+        "reduce_scatter_tensor": lambda output, x, **kwargs: None,
+    }
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(ulysses, "CONTEXT", lent))
+        patches.enter_context(mock.patch.object(ulysses, "_all_to_all", _exchange_nothing))
+        patches.enter_context(mock.patch.object(ulysses, "ring_attention", _in_one_row))
+        for name, stand_in in distributed.items():
+            patches.enter_context(mock.patch.object(torch.distributed, name, stand_in))
         yield lent
+
+
+def _in_one_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: Any
+) -> torch.Tensor:
+    """Attend to packed sequences one after another in one call, so that none is an operator more.
+
+    The runner calls once a sequence and gathers for one at a time: with several, this takes the
+    gathered buffers for all of them.
+    """
+    if settings["documents"] is None:
+        return ring_attention(query, key, value, **settings)
+    batch, _, local, _ = query.shape
+    rows = (x.transpose(1, 2).flatten(0, 1)[None].transpose(1, 2) for x in (query, key, value))
+    return ring_attention(*rows, **settings).unflatten(1, (batch, local))[0]
 
 
 def _exchange_nothing(x: torch.Tensor, group: object) -> torch.Tensor:
