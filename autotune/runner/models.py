@@ -17,7 +17,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
 from autotune.runner.experts import EXPERTS_NAME, register_experts
-from autotune.runner.quantised import quantisation_config, quantise_linears
+from autotune.runner.quantised import (
+    keep_one_packing,
+    quantisation_config,
+    quantise_linears,
+)
 from autotune.runner.ulysses import ATTENTION_NAME, register_attention
 from autotune.spec.workload import BaseStorage, Lora, Precision
 from autotune.trial.protocol import Request
@@ -41,6 +45,7 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
         # ZeRO-3 would shard each weight before it is quantised.
         with _zero3_set_aside():
             model = _build_quantised(request, workload.adapter.base_storage)
+        keep_one_packing(model)
     elif request.model.weights:
         model = _load_pretrained(request.model.weights)
     else:

@@ -53,7 +53,7 @@ def quantise_linears(
     For a model whose weights are there already; one that is loaded from files transformers
     quantises while it loads.
     """
-    import bitsandbytes as bnb
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     weights = {n: m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     model = replace_with_bnb_linear(
@@ -62,12 +62,26 @@ def quantise_linears(
         quantization_config=config,
     )
     for name, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             asked = {k: v for k, v in module.weight.__dict__.items() if k != "data"}
             full = weights.pop(name).detach()
-            module.weight = bnb.nn.Params4bit(full, requires_grad=False, **asked).to(device)
+            module.weight = Params4bit(full, requires_grad=False, **asked).to(device)
     model.is_loaded_in_4bit = True  # peft chooses its layers by it
     return model
+
+
+def keep_one_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights anew for its CPU kernel at the first evaluation.
+
+    It would do so in place on CPUs with AVX-512 bf16, and note it in the `QuantState`; FSDP2 and
+    ZeRO-3 gather the weights from shards that are packed as before, so every later step would read
+    them wrongly, without a word.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def count_quantised(model: nn.Module) -> int:
@@ -76,11 +90,11 @@ def count_quantised(model: nn.Module) -> int:
     Raises:
         AutotuneError: one calls itself so, but its weight has not the size of 4 bits an element.
     """
-    import bitsandbytes as bnb
+    from bitsandbytes.nn.modules import Linear4bit
 
     found = 0
     for name, module in model.named_modules():
-        if not isinstance(module, bnb.nn.Linear4bit):
+        if not isinstance(module, Linear4bit):
             continue
         bits = _elements(module.weight) * module.weight.element_size() * 8
         whole = module.in_features * module.out_features

@@ -19,6 +19,7 @@ from autotune.runner.data.packing import Sequences
 from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
 from autotune.runner.gauges import Gauge, make_gauge
 from autotune.runner.imports import import_everything
+from autotune.runner.liger import apply_liger
 from autotune.runner.models import build_model
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
@@ -111,6 +112,7 @@ def make_trainer(
     request, plan = session.request, session.plan
     made = arguments()
     model = build_model(request, plan)
+    apply_liger(model, request.workload.liger)
     enable_recompute(model, plan)
     if request.train is not None and request.train.torch_compile:
         compile_layers(model)
@@ -120,7 +122,7 @@ def make_trainer(
         plan=plan,
         loader=loader,
         timer=timer,
-        packed=request.workload.packing,
+        workload=request.workload,
         eval_loader=eval_loader,
     )
     apply_numerics(trainer, request, plan)
