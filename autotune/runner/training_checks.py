@@ -1,4 +1,4 @@
-"""After prepare: do the adapter's base, the kernels and the optimizer run as they were asked for?"""
+"""After prepare: do the adapter's base, the kernels and the optimizer run as asked for?"""
 
 from __future__ import annotations
 
