@@ -91,9 +91,13 @@ def _load_sharded(model: Any, folder: Path) -> None:
 
 
 def _name_in(held: Any, name: str) -> str | None:
-    """Return a parameter's name in a checkpoint, which may lack the adapter's own name."""
+    """Return a parameter's name in a checkpoint: as it is, or as PEFT writes it in its files.
+
+    There it lacks the adapter's own name, and DoRA's lengths are no module's `weight`.
+    """
     plain = name.replace(f".{_ADAPTER}", "")
-    return next((_MODEL + n for n in (name, plain) if _MODEL + n in held), None)
+    forms = (name, plain, plain.removesuffix(".weight"))
+    return next((_MODEL + form for form in forms if _MODEL + form in held), None)
 
 
 def _copy_tokenizer(order: MergeOrder) -> None:
