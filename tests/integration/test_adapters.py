@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.spec.workload import Lora, Workload
+from autotune.spec.workload import BaseStorage, Lora, Workload
 from tests.integration.ranks import logged, make_plan, run_well, training_request
 
 pytestmark = pytest.mark.integration
@@ -19,8 +19,8 @@ LORA = Lora(r=4, alpha=8)
 KINDS = {
     "rslora": LORA.model_copy(update={"rslora": True}),
     "dora": LORA.model_copy(update={"dora": True}),
-    "nf4": LORA.model_copy(update={"base_storage": "nf4_double", "rslora": True}),
-    "nf4-dora": LORA.model_copy(update={"base_storage": "nf4", "dora": True}),
+    "nf4": LORA.model_copy(update={"base_storage": BaseStorage.NF4_DOUBLE, "rslora": True}),
+    "nf4-dora": LORA.model_copy(update={"base_storage": BaseStorage.NF4, "dora": True}),
 }
 CASES = [
     ("fsdp2", "nf4", True),
