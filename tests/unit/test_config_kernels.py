@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from autotune.config.kernels import CUT_PLUGIN, LIGER_PLUGIN
+from autotune.emit.axolotl import emit_axolotl
 from autotune.emit.run_config import emit_run_config
 from autotune.spec.workload import BaseStorage, LigerKernel
-from tests.unit.config_files import BASE, loader, refusal
+from tests.unit.config_files import BASE, FSDP2, loader, refusal
 
 QLORA = "adapter: qlora\nload_in_4bit: true\nlora_r: 8\nlora_alpha: 16\nlora_target_linear: true\n"
 LORA = QLORA.replace("qlora", "lora").replace("load_in_4bit: true\n", "")
@@ -118,6 +120,21 @@ def test_one_loss_at_a_time(load, text):
 def test_activation_offloading(load):
     assert load("activation_offloading: true").contract.activation_offloading
     assert "disk" in refusal(load, "activation_offloading: disk")
+
+
+def test_a_number_of_chunks_is_kept(load):
+    config = load("chunked_cross_entropy: true\nchunked_cross_entropy_num_chunks: 16")
+    assert config.passthrough == {"chunked_cross_entropy_num_chunks": 16}
+    assert "chunked_cross_entropy_num_chunks" in config.warnings[0]
+
+
+@pytest.mark.parametrize(("text", "loads"), [(QLORA, False), (LORA, True)])
+def test_4_bits_under_fsdp2_are_written_for_axolotl(load, text, loads):
+    config = load(text + FSDP2)
+    model, plan = config.model, config.plan(2)
+    written = yaml.safe_load(emit_axolotl(model, config.workload_on(2), plan))
+    assert written["fsdp_config"]["cpu_ram_efficient_loading"] is loads
+    assert written.get("load_in_4bit") is (None if loads else True)
 
 
 @pytest.mark.parametrize(
