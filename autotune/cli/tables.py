@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune.memory import MemoryEstimate, Verdict
+from autotune.memory.setup import unestimated
 from autotune.planner import Estimate
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.workload import Lora, Workload
@@ -49,7 +50,9 @@ def describe_workload(workload: Workload) -> str:
     if workload.chunked_loss:
         words.append("chunked loss")
     if workload.activation_offloading:
-        words.append("activations offloaded (the estimate is without that)")
+        words.append("activations offloaded")
+    if missing := unestimated(workload):
+        words.append(f"memory estimated without {' and '.join(missing)}")
     return ", ".join(words)
 
 

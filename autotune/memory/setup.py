@@ -162,6 +162,13 @@ def _loss(workload: Workload) -> Loss:
     return Loss.RECOMPUTED if workload.chunked_loss else Loss.PLAIN
 
 
+def unestimated(workload: Workload) -> list[str]:
+    """Return what a workload asks for that the memory estimate has no term for."""
+    some = [str(kernel) for kernel in workload.liger if kernel in _FUSED]
+    missing = [] if _FUSED <= set(workload.liger) else [f"Liger's {kernel}" for kernel in some]
+    return missing + ["activation offloading"] * workload.activation_offloading
+
+
 _FUSED = {LigerKernel.ROPE, LigerKernel.RMS_NORM, LigerKernel.GLU_ACTIVATION}
 """What `fused_kernels` stands for; with some of them alone the estimate is without any."""
 

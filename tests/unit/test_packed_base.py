@@ -2,9 +2,10 @@
 
 import pytest
 
+from autotune.cli.tables import describe_workload
 from autotune.memory import estimate_memory
 from autotune.memory.closed_form import closed_form_profile
-from autotune.memory.setup import Loss, Optimizer, setup_of
+from autotune.memory.setup import Loss, Optimizer, setup_of, unestimated
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
@@ -98,3 +99,10 @@ def test_what_each_key_is_estimated_as():
     adapted = setup(adapter=ADAPTER.model_copy(update={"base_storage": "nf4", "rslora": True}))
     assert adapted.key == setup(adapter=ADAPTER).key
     assert plan.recompute is Recompute.NONE
+
+
+def test_what_has_no_term_is_said():
+    assert unestimated(workload(liger=tuple(LigerKernel), chunked_loss=False)) == []
+    asked = workload(liger=(LigerKernel.ROPE,), activation_offloading=True)
+    assert unestimated(asked) == ["Liger's rope", "activation offloading"]
+    assert "memory estimated without Liger's rope and activation off" in describe_workload(asked)
