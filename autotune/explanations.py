@@ -159,6 +159,54 @@ EXPLANATIONS: dict[str, Explanation] = {
         do="Use Ulysses (search: --sequence-parallel-by ulysses; a config without ring_attn_func "
         "and heads_k_stride), or cp 1; set heads_k_stride to a divisor of the key-value heads.",
     ),
+    "AT132": Explanation(
+        refused="an 8-bit optimizer (`adamw_bnb_8bit`, `paged_adamw_8bit`) with FSDP2",
+        why="FSDP2's shards are DTensors, which bitsandbytes' kernels do not take",
+        source="bitsandbytes 0.50 optim/optimizer.py; Axolotl 0.19 refuses the unpaged one, too",
+        do="Use DeepSpeed or DDP with it, or adamw with FSDP2.",
+    ),
+    "AT133": Explanation(
+        refused="an 8-bit optimizer with optimizer offload",
+        why="DeepSpeed steps on the host by its own CPU Adam, whose states are fp32",
+        source="deepspeed/runtime/engine.py (DeepSpeed 0.19.8)",
+        do="Leave the offload out, or use adamw.",
+    ),
+    "AT134": Explanation(
+        refused="a paged optimizer on CPU ranks",
+        why="its states lie in CUDA managed memory; without CUDA they would not be paged",
+        source="bitsandbytes 0.50 optim/optimizer.py: it falls back with a warning",
+        do="Use adamw_bnb_8bit on CPU ranks.",
+    ),
+    "AT135": Explanation(
+        refused="Liger's kernels on CPU ranks",
+        why="they are written in Triton, which compiles for GPUs",
+        source="liger-kernel 0.8.5 imports triton at its start",
+        do="Leave the plugin and the liger_ keys out on CPU ranks; the loss is the same.",
+    ),
+    "AT136": Explanation(
+        refused="Liger's kernels on a model family that has none, or whose were not checked here",
+        why="the model would run its own code without a word",
+        source="liger_kernel/transformers/monkey_patch.py, MODEL_TYPE_TO_APPLY_LIGER_FN (0.8.5)",
+        do="Leave the liger_ keys out.",
+    ),
+    "AT137": Explanation(
+        refused="`chunked_cross_entropy` with `liger_fused_linear_cross_entropy`",
+        why="both say how the one loss is computed",
+        source="Axolotl 0.19 refuses two losses as well",
+        do="Keep one; Liger's needs less memory.",
+    ),
+    "AT138": Explanation(
+        refused="`activation_offloading` on CPU ranks",
+        why="activations lie in host memory already",
+        source="autotune/runner/offloading.py",
+        do="Leave it out on CPU ranks.",
+    ),
+    "AT139": Explanation(
+        refused="`activation_offloading` without recomputation",
+        why="every activation of every layer would cross the bus twice",
+        source="Axolotl 0.19 refuses it as well",
+        do="Set gradient_checkpointing: true besides.",
+    ),
 }
 RETIRED = {
     "AT118": "refused sequences longer than a sliding window, which are masked now",

@@ -10,6 +10,7 @@ from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Strategy
 from autotune.spec.workload import Precision, Workload
+from autotune.training_rules import TRAINING_RULES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,10 @@ def check_plan(
 ) -> list[Violation]:
     """Return every rule the plan breaks; an empty list means it may run."""
     case = _Case(plan=plan, model=model, workload=workload, hardware=hardware)
-    found = ((code, rule(case)) for code, rule in RULES.items())
+    found = [(code, rule(case)) for code, rule in RULES.items()]
+    found += [
+        (code, rule(plan, model, workload, hardware)) for code, rule in TRAINING_RULES.items()
+    ]
     return [
         Violation(code=code, message=broken[0], hint=broken[1]) for code, broken in found if broken
     ]
@@ -361,4 +365,4 @@ _STRATEGY_RULES = ("AT116", "AT117")
 
 def rule_codes() -> list[str]:
     """Return every code a `Violation` can carry."""
-    return sorted([*RULES, *_STRATEGY_RULES])
+    return sorted([*RULES, *TRAINING_RULES, *_STRATEGY_RULES])

@@ -20,6 +20,7 @@ from autotune.trial.data_counts import DataCounts
 from autotune.trial.folder import numbered_launches
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
+from autotune.trial.packages import check_packages
 from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Request
 from autotune.trial.ranks import Starter
 from autotune.trial.run_log import split_log
@@ -49,7 +50,12 @@ def make_request(
     datasets: Sequence[DatasetSource],
     settings: TrainSettings,
 ) -> Request:
-    """Return the request of a full run."""
+    """Return the request of a full run.
+
+    Raises:
+        AutotuneError: a package that its ranks need is not installed.
+    """
+    check_packages(workload)
     model = config.model
     return Request(
         launch_id=out_dir.resolve().name or "run",

@@ -89,10 +89,15 @@ def _kernels(workload: Workload) -> dict[str, str]:
     if workload.adapter is not None:
         lora = workload.adapter
         adapter = f"r={lora.r} dropout={lora.dropout:g} on {','.join(lora.target_modules)}"
+        adapter += " DoRA" * lora.dora
+        adapter += f" over {lora.base_storage}" if lora.base_storage else ""
     return {
         "precision": str(workload.precision),
         "adapter": adapter,
         "packing": "on" if workload.packing else "off",
+        "liger": ", ".join(workload.liger) or "none",
+        "chunked loss": "on" if workload.chunked_loss else "off",
+        "activation offloading": "on" if workload.activation_offloading else "off",
     }
 
 
@@ -105,9 +110,9 @@ def differences(measured: Workload, asked: Workload) -> list[str]:
     """Name what of the study's workload differs; factors carry over less the more there is."""
     there, here = (w.model_dump(mode="json", exclude={"adapter"}) for w in (measured, asked))
     words = [
-        f"{key} {_short(there[key])} there, {_short(here[key])} here"
-        for key in here
-        if there[key] != here[key]
+        f"{key} {_short(there.get(key))} there, {_short(here.get(key))} here"
+        for key in dict.fromkeys([*here, *there])
+        if there.get(key) != here.get(key)
     ]
     return [f"The study's workload differs: {'; '.join(words)}."] if words else []
 

@@ -21,6 +21,7 @@ from autotune.errors import AutotuneError, nearest
 VERBS = {
     "search": ("autotune.cli.search", "measure configurations on the GPUs here, write best.yml"),
     "train": ("autotune.cli.train", "run the training a configuration describes"),
+    "merge": ("autotune.cli.merge", "add a trained adapter to its base's weights"),
     "plan": ("autotune.cli.plan", "rank configurations by prediction; no GPU needed"),
     "estimate": ("autotune.cli.estimate", "predict memory and time of one configuration"),
     "capacity": ("autotune.cli.capacity", "which GPUs, how many, how long, at what cost"),

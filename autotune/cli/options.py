@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from autotune.spec.workload import Lora, Precision, Workload
+from autotune.spec.workload import (
+    BaseStorage,
+    LigerKernel,
+    Lora,
+    OptimizerName,
+    Precision,
+    Workload,
+)
 from autotune.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -115,9 +122,9 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--optimizer",
-        choices=["adamw", "sgd"],
+        choices=get_args(OptimizerName),
         default=_DEFAULTS.optimizer,
-        help="default: %(default)s",
+        help="default: %(default)s; those in 8 bits are bitsandbytes'",
     )
     group.add_argument(
         "--packing",
@@ -126,7 +133,9 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
         help="several documents in one sequence, attention inside each (default: on)",
     )
     group.add_argument(
-        "--adapter", choices=["lora"], help="train a LoRA adapter instead of all parameters"
+        "--adapter",
+        choices=["lora", "qlora"],
+        help="train a LoRA adapter instead of all parameters; qlora: over a base in 4 bits",
     )
     group.add_argument(
         "--lora-r",
@@ -134,6 +143,16 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
         default=Lora().r,
         metavar="R",
         help="rank of the adapter (default: %(default)s)",
+    )
+    group.add_argument(
+        "--liger",
+        action="store_true",
+        help="Liger's kernels for rotary embedding, norms, FFN and loss (CUDA)",
+    )
+    group.add_argument(
+        "--chunked-loss",
+        action="store_true",
+        help="cross-entropy over slices of the tokens: the same loss in less memory",
     )
 
 
@@ -145,9 +164,17 @@ def workload_from(args: argparse.Namespace, model: ModelSpec) -> Workload:
         precision=Precision(args.precision),
         optimizer=args.optimizer,
         packing=args.packing,
-        adapter=(
-            Lora(r=args.lora_r, target_modules=tuple(model.linears)) if args.adapter else None
-        ),
+        adapter=_adapter_from(args, model) if args.adapter else None,
+        liger=tuple(LigerKernel) if args.liger else (),
+        chunked_loss=args.chunked_loss,
+    )
+
+
+def _adapter_from(args: argparse.Namespace, model: ModelSpec) -> Lora:
+    return Lora(
+        r=args.lora_r,
+        target_modules=tuple(model.linears),
+        base_storage=BaseStorage.NF4_DOUBLE if args.adapter == "qlora" else None,
     )
 
 

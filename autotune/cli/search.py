@@ -243,6 +243,7 @@ def _contract(args: argparse.Namespace) -> Contract:
     from autotune.spec.hardware import detect_nodes
     from autotune.spec.model import load_model
     from autotune.spec.strategy import load_strategies
+    from autotune.trial.packages import check_packages
 
     ranks_per_node(args, args.gpus)  # refuses what does not go together
     limit = memory_limit_from(args)
@@ -252,6 +253,7 @@ def _contract(args: argparse.Namespace) -> Contract:
     if dataset is None:  # the study says what it measured, also to a later version's defaults
         mean = workload.synthetic_document_tokens
         workload = workload.model_copy(update={"mean_document_tokens": mean})
+    check_packages(workload)
     if args.device == "cpu":
         _check_cores(ranks_per_node(args, args.gpus))
     return Contract(

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune.memory import MemoryEstimate, Verdict
+from autotune.memory.setup import unestimated
 from autotune.planner import Estimate
 from autotune.spec.hardware import HardwareSpec
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Lora, Workload
 from autotune.units import GIB, format_duration
 
 VERDICT_STYLES = {Verdict.FITS: "green", Verdict.AT_RISK: "yellow", Verdict.OOM: "red"}
@@ -43,8 +44,23 @@ def describe_workload(workload: Workload) -> str:
         "packed" if workload.packing else "not packed",
     ]
     if workload.adapter is not None:
-        words.append(f"LoRA r={workload.adapter.r}")
+        words.append(adapter_words(workload.adapter))
+    if workload.liger:
+        words.append(f"Liger ({', '.join(workload.liger)})")
+    if workload.chunked_loss:
+        words.append("chunked loss")
+    if workload.activation_offloading:
+        words.append("activations offloaded")
+    if missing := unestimated(workload):
+        words.append(f"memory estimated without {' and '.join(missing)}")
     return ", ".join(words)
+
+
+def adapter_words(adapter: Lora) -> str:
+    """Return an adapter in a few words, such as ``rsLoRA r=16 over nf4``."""
+    name = "DoRA" if adapter.dora else "LoRA"
+    base = f" over {adapter.base_storage}" if adapter.base_storage else ""
+    return f"{'rs' * adapter.rslora}{name} r={adapter.r}{base}"
 
 
 def error_words(memory: MemoryEstimate) -> str:

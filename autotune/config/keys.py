@@ -15,6 +15,8 @@ from autotune.errors import AutotuneError, nearest
 _MOST_NAMED = 20
 _ON_BY_DEFAULT = frozenset({"pretraining_sample_concatenation", "shuffle_merged_datasets"})
 """Keys whose false asks for something."""
+USE_LIGER = "use_liger_kernel"
+"""`TrainingArguments`' own switch, which Axolotl passes over: Liger's kernels, all of them."""
 AUTOTUNE_KEY = "autotune"
 """The one top-level key of ours; Axolotl ignores keys it does not know."""
 
@@ -45,7 +47,7 @@ class KeyCatalogue(BaseModel):
     @property
     def top_level(self) -> frozenset[str]:
         """Every key a file may carry at its top level."""
-        return self.keys | self.plugin_keys | {AUTOTUNE_KEY}
+        return self.keys | self.plugin_keys | {AUTOTUNE_KEY, USE_LIGER}
 
 
 @cache

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autotune.config.adapters import LORA_KEYS, read_adapter
 from autotune.config.block import AutotuneBlock, read_block
 from autotune.config.canonical import canonical_keys
 from autotune.config.datasets import (
@@ -18,6 +19,7 @@ from autotune.config.datasets import (
 )
 from autotune.config.deepspeed import BatchContract, EngineSettings, read_deepspeed
 from autotune.config.fsdp import read_fsdp
+from autotune.config.kernels import read_kernels
 from autotune.config.keys import (
     AUTOTUNE_KEY,
     check_known,
@@ -30,8 +32,6 @@ from autotune.config.presets import find_deepspeed
 from autotune.config.reading import read_yaml_mapping
 from autotune.config.sharding import Sharding
 from autotune.config.training import (
-    LORA_KEYS,
-    read_adapter,
     read_optimizer,
     read_precision,
     read_torch_compile,
@@ -173,13 +173,17 @@ def read_config(given: Mapping[str, Any], path: Path, *, any_family: bool = Fals
     test_datasets = read_datasets(top, "test_datasets", path.parent, where)
     if test_datasets and train.val_set_size:
         raise AutotuneError(f"{where}: test_datasets and val_set_size exclude each other.")
+    kernels = read_kernels(top, where)
     contract = Workload(
         seq_len=top.integer("sequence_len", _DEFAULT_SEQUENCE_LEN, minimum=2),
         global_batch_size=layout.micro_batch_size * layout.grad_accum_steps,
         optimizer=read_optimizer(top),
         precision=precision,
         packing=top.boolean("sample_packing", False),
-        adapter=read_adapter(top, where, tuple(model.linears)),
+        adapter=read_adapter(top, where, tuple(model.linears), precision),
+        liger=kernels.liger,
+        chunked_loss=kernels.chunked_loss,
+        activation_offloading=kernels.activation_offloading,
     )
     data = read_data_settings(top)
     block = read_block(top.raw(AUTOTUNE_KEY), where)
@@ -188,8 +192,13 @@ def read_config(given: Mapping[str, Any], path: Path, *, any_family: bool = Fals
     if seed >= 2**32:
         raise top.error("seed", f"NumPy takes whole numbers from 0 to {2**32 - 1}.")
     passthrough = top.unread()
-    unused = unused_warning(passthrough, where, idle=() if contract.adapter else LORA_KEYS)
-    warnings = [note for note in (*engine.sharding.warnings, deprecation, unused) if note]
+    if kernels.plugins:
+        passthrough["plugins"] = list(kernels.plugins)
+    idle = kernels.explained | (set() if contract.adapter else set(LORA_KEYS))
+    unused = unused_warning(passthrough, where, idle=idle)
+    warnings = [
+        note for note in (*engine.sharding.warnings, deprecation, kernels.warning, unused) if note
+    ]
     if warnings:
         _LOG.warning("%s", "\n".join(warnings))
     return RunConfig(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from autotune.config.deepspeed import EngineSettings
 from autotune.config.values import Section
 from autotune.errors import AutotuneError
 from autotune.spec.training import TrainSettings
-from autotune.spec.workload import Lora, Precision
+from autotune.spec.workload import OptimizerName, Precision
 
-OPTIMIZERS: dict[str, Literal["adamw", "sgd"]] = {
+OPTIMIZERS: dict[str, OptimizerName] = {
     "adamw_torch": "adamw",
     "adamw_torch_fused": "adamw",
     "sgd": "sgd",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
 }
 """Axolotl's optimizer names that run here. Fused or not is decided by the engine and device."""
 
@@ -23,9 +25,6 @@ SCHEDULERS = (
     "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial",
     "cosine_with_restarts",
 )  # fmt: skip
-LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules")
-"""Read with `adapter: lora`; without an adapter they do nothing."""
-_ALL_LINEAR = "all-linear"  # PEFT's word for lora_target_linear
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("adam_beta1", lambda beta: beta < 1, "Write a number from 0 to below 1."),
     ("adam_beta2", lambda beta: beta < 1, "Write a number from 0 to below 1."),
@@ -40,7 +39,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 DEFAULT_MAX_GRAD_NORM = 1.0  # transformers.TrainingArguments
 
 
-def read_optimizer(top: Section) -> Literal["adamw", "sgd"]:
+def read_optimizer(top: Section) -> OptimizerName:
     """Read `optimizer`; Axolotl's default is `adamw_torch_fused`."""
     return OPTIMIZERS[top.text("optimizer", "adamw_torch_fused", choices=tuple(OPTIMIZERS))]
 
@@ -63,48 +62,6 @@ def read_precision(top: Section) -> Precision:
             raise top.error("float32", "It contradicts bf16: true. Keep one of them.")
         return Precision.FP32
     return Precision.BF16 if bf16 else Precision.FP32
-
-
-def read_adapter(top: Section, where: str, linears: tuple[str, ...]) -> Lora | None:
-    """Read the LoRA keys; None without `adapter`.
-
-    Args:
-        top: The whole file.
-        where: What to call the file in messages.
-        linears: The model's projections, which `lora_target_linear` means.
-
-    Raises:
-        AutotuneError: another adapter, quantised weights, or rank or targets not given.
-    """
-    for key in ("load_in_4bit", "load_in_8bit", "gptq"):
-        if top.raw(key):
-            raise top.error(key, "Quantised base weights are not run here yet: remove it and "
-                            "use adapter: lora.")  # fmt: skip
-    adapter = top.text("adapter", choices=("lora",))
-    if adapter is None:
-        return None  # whatever lora_ keys are left over stay as they are
-    rank = top.integer("lora_r", minimum=1)
-    alpha = top.integer("lora_alpha", minimum=1)
-    dropout = top.number("lora_dropout", 0.0)
-    linear = top.boolean("lora_target_linear", False)
-    targets = top.raw("lora_target_modules")
-    if rank is None or alpha is None:
-        raise AutotuneError(f"{where}: adapter: lora needs lora_r and lora_alpha.")
-    if dropout >= 1:
-        raise top.error("lora_dropout", "Write a number below 1.")
-    if targets == _ALL_LINEAR:
-        targets, linear = [], True
-    targets = [targets] if isinstance(targets, str) else targets or []
-    if not targets and not linear:
-        raise AutotuneError(
-            f"{where}: adapter: lora needs lora_target_modules, or lora_target_linear: true."
-        )
-    if not isinstance(targets, list) or not all(_is_module_name(name) for name in targets):
-        raise top.error("lora_target_modules", "Write a list of module names, such as "
-                        "[q_proj, v_proj]; patterns are not read here.")  # fmt: skip
-    # With lora_target_linear Axolotl adds the linear layers to those that are named.
-    named = [*linears, *targets] if linear else targets
-    return Lora(r=rank, alpha=alpha, dropout=dropout, target_modules=tuple(dict.fromkeys(named)))
 
 
 def read_torch_compile(top: Section, engine: EngineSettings) -> bool:
@@ -172,7 +129,3 @@ def read_train_settings(
         torch_compile=torch_compile,
         resume_from=top.text("resume_from_checkpoint"),
     )
-
-
-def _is_module_name(name: object) -> bool:
-    return isinstance(name, str) and name.replace("_", "").replace(".", "").isalnum()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from autotune.config.block import AutotuneBlock
+from autotune.config.kernels import with_kept
 from autotune.emit.axolotl_keys import (
     comment,
     data_keys,
@@ -71,7 +72,7 @@ def emit_axolotl(
     keys |= _mesh(plan) | ring_keys(plan, packed=workload.packing)
     keys |= schedule_keys(train)
     keys |= {"output_dir": output_dir, "seed": seed}
-    keys |= extra or {}
+    keys = with_kept(keys, extra or {})
     if autotune is not None:
         keys["autotune"] = autotune.model_dump(mode="json", exclude_defaults=True)
     return _header(model, plan, autotune, file_name) + yaml_text(keys)
@@ -112,7 +113,8 @@ def _engine(
             "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
             **({"transformer_layer_cls_to_wrap": layer} if layer else {}),
             "state_dict_type": "SHARDED_STATE_DICT",
-            "cpu_ram_efficient_loading": True,
+            # Axolotl would quantise on rank 0 alone and wait for the others for ever.
+            "cpu_ram_efficient_loading": not (workload.adapter and workload.adapter.base_storage),
         },
     }
 

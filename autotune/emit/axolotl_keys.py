@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 
+from autotune.config.adapters import storage_keys
+from autotune.config.kernels import kernel_keys
 from autotune.config.layout import RING_FUNCTIONS, Layout
 from autotune.plan import CpBackend, Plan
 from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
-from autotune.spec.workload import Lora, Precision, Workload
+from autotune.spec.workload import Lora, OptimizerName, Precision, Workload
 
 
 def data_keys(
@@ -47,19 +49,35 @@ def workload_keys(workload: Workload) -> dict[str, Any]:
         "sequence_len": workload.seq_len,
         "sample_packing": workload.packing,
         "bf16": workload.precision is Precision.BF16,
-        "optimizer": {"adamw": "adamw_torch_fused", "sgd": "sgd"}[workload.optimizer],
+        "optimizer": OPTIMIZER_NAMES[workload.optimizer],
     }
-    return keys | (_lora(workload.adapter) if workload.adapter else {})
+    if workload.adapter:
+        keys |= _lora(workload.adapter, workload.precision)
+    return keys | kernel_keys(workload)
 
 
-def _lora(adapter: Lora) -> dict[str, Any]:
-    return {
-        "adapter": "lora",
+OPTIMIZER_NAMES: dict[OptimizerName, str] = {
+    "adamw": "adamw_torch_fused",
+    "sgd": "sgd",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+"""What transformers calls an optimizer, and with it Axolotl and LLaMA-Factory."""
+
+
+def _lora(adapter: Lora, precision: Precision) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "adapter": "qlora" if adapter.base_storage else "lora",
         "lora_r": adapter.r,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
         "lora_target_modules": list(adapter.target_modules),
     }
+    if adapter.rslora:
+        keys["peft_use_rslora"] = True
+    if adapter.dora:
+        keys["peft_use_dora"] = True
+    return keys | (storage_keys(adapter.base_storage, precision) if adapter.base_storage else {})
 
 
 def ring_keys(plan: Plan | Layout, *, packed: bool) -> dict[str, Any]:

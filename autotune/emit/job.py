@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from autotune.config.kernels import kernel_keys
 from autotune.config.run import RunConfig
 from autotune.emit.axolotl import base_model_of
 from autotune.plan import CpBackend, Plan, Recompute
@@ -133,7 +134,8 @@ def training_keys(job: Job) -> dict[str, Any]:
         "learning_rate": train.learning_rate,
     }
     if workload.adapter:
-        keys["adapter"] = "lora"
+        keys["adapter"] = "qlora" if workload.adapter.base_storage else "lora"
+    keys |= kernel_keys(workload)
     if job.datasets:
         keys["datasets"] = len(job.datasets)
     return keys

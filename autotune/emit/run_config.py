@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from autotune.config.kernels import with_kept
 from autotune.config.layout import Layout
 from autotune.config.run import RunConfig
 from autotune.config.sharding import Sharding
@@ -36,7 +37,7 @@ def emit_run_config(config: RunConfig) -> str:
     keys |= _engine_keys(config.sharding)
     keys |= schedule_keys(config.train)
     keys |= {"output_dir": config.output_dir, "seed": config.seed}
-    keys |= config.passthrough
+    keys = with_kept(keys, config.passthrough)
     block = config.autotune.model_dump(mode="json", exclude_defaults=True)
     if block:
         keys["autotune"] = block

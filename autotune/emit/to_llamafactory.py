@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from autotune.emit.axolotl_keys import comment, yaml_text
+from autotune.config.kernels import kernel_keys
+from autotune.emit.axolotl_keys import OPTIMIZER_NAMES, comment, yaml_text
 from autotune.emit.job import Exported, Job, cannot_say
 from autotune.emit.to_accelerate import to_accelerate
 from autotune.emit.to_deepspeed import json_text, standalone_config
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Recompute
-from autotune.spec.workload import Precision
+from autotune.spec.workload import BaseStorage, Precision
 
 _LAUNCHER = "$(python -c 'import llamafactory; print(llamafactory.__path__[0])')/launcher.py"
 
@@ -86,6 +87,14 @@ def _model_keys(job: Job) -> dict[str, Any]:
             "lora_dropout": adapter.dropout,
             "lora_target": ",".join(adapter.target_modules),
         }
+        if adapter.rslora:
+            keys["use_rslora"] = True
+        if adapter.dora:
+            keys["use_dora"] = True
+        if adapter.base_storage:
+            double = adapter.base_storage is BaseStorage.NF4_DOUBLE
+            keys |= {"quantization_bit": 4, "quantization_method": "bnb",
+                     "quantization_type": "nf4", "double_quantization": double}  # fmt: skip
     # LLaMA-Factory recomputes unless told otherwise.
     keys["disable_gradient_checkpointing"] = job.plan.recompute is Recompute.NONE
     return keys
@@ -113,7 +122,7 @@ def _train_keys(job: Job) -> dict[str, Any]:
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.grad_accum_steps,
         "bf16": workload.precision is Precision.BF16,
-        "optim": {"adamw": "adamw_torch_fused", "sgd": "sgd"}[workload.optimizer],
+        "optim": OPTIMIZER_NAMES[workload.optimizer],
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler,
         "warmup_steps": train.warmup_steps if train.warmup_ratio is None else None,
@@ -143,4 +152,4 @@ def _unsaid(job: Job) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     if job.test_datasets:
         keys["test_datasets"] = job.test_datasets
-    return keys
+    return keys | kernel_keys(job.workload)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from autotune.config.kernels import kernel_keys
 from autotune.emit.job import Exported, Job, cannot_say, cp_words
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Recompute
@@ -149,7 +150,7 @@ def _unsaid(job: Job) -> dict[str, Any]:
         keys["num_epochs"] = train.num_epochs
     if train.warmup_ratio is not None:
         keys["warmup_ratio"] = train.warmup_ratio
-    return keys
+    return keys | kernel_keys(workload)
 
 
 def _script(words: list[str], world: int, nodes: int, model: str, flags: list[str]) -> str:

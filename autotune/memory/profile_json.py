@@ -39,6 +39,7 @@ def key_to_json(key: TraceKey) -> dict[str, Any]:
             "r": adapter.r,
             "dropout": adapter.dropout > 0,
             "target_modules": sorted(adapter.target_modules),
+            **({"dora": True} if adapter.dora else {}),
         },
     }
 
@@ -67,6 +68,7 @@ def key_from_json(data: dict[str, Any]) -> TraceKey:
             r=adapter["r"],
             dropout=0.1 if adapter["dropout"] else 0.0,
             target_modules=tuple(adapter["target_modules"]),
+            dora=adapter.get("dora", False),
         ),
     )
 

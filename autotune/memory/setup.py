@@ -13,7 +13,7 @@ from enum import StrEnum
 from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
-from autotune.spec.workload import Lora, Precision, Workload
+from autotune.spec.workload import BaseStorage, LigerKernel, Lora, Precision, Workload
 
 
 class Regime(StrEnum):
@@ -53,6 +53,9 @@ class Loss(StrEnum):
     """transformers' own: the mean over an fp32 copy of the logits."""
     CHUNKED = "chunked"
     """Cross-entropy over slices of the tokens, logits kept in the compute type."""
+    RECOMPUTED = "recomputed"
+    """This project's over slices of the tokens, each computed again in backward; logits kept in
+    the compute type."""
     FUSED_LINEAR = "fused_linear"
     """Head and loss in one kernel over slices of the tokens; no logits kept (Liger)."""
 
@@ -154,8 +157,34 @@ def trace_key(model: ModelSpec, workload: Workload, plan: Plan) -> TraceKey:
         gathered=(plan.cp, plan.heads_k_stride) if ring and workload.packing else (0, 0),
         windowed=model.num_window_layers_at(workload.seq_len) > 0,
         checkpointing=_checkpointing(plan),
-        adapter=workload.adapter,
+        loss=_loss(workload),
+        fused_kernels=_FUSED <= set(workload.liger),
+        adapter=_allocating(workload.adapter),
     )
+
+
+def _loss(workload: Workload) -> Loss:
+    if LigerKernel.FUSED_LINEAR_CROSS_ENTROPY in workload.liger:
+        return Loss.FUSED_LINEAR
+    return Loss.RECOMPUTED if workload.chunked_loss else Loss.PLAIN
+
+
+def unestimated(workload: Workload) -> list[str]:
+    """Return what a workload asks for that the memory estimate has no term for."""
+    some = [str(kernel) for kernel in workload.liger if kernel in _FUSED]
+    missing = [] if _FUSED <= set(workload.liger) else [f"Liger's {kernel}" for kernel in some]
+    return missing + ["activation offloading"] * workload.activation_offloading
+
+
+_FUSED = {LigerKernel.ROPE, LigerKernel.RMS_NORM, LigerKernel.GLU_ACTIVATION}
+"""What `fused_kernels` stands for; with some of them alone the estimate is without any."""
+
+
+def _allocating(adapter: Lora | None) -> Lora | None:
+    """Return an adapter without what changes no activation: its scale and the base's storage."""
+    if adapter is None:
+        return None
+    return adapter.model_copy(update={"rslora": False, "base_storage": None})
 
 
 def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: HardwareSpec) -> Setup:
@@ -164,6 +193,7 @@ def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: Hardwar
     deepspeed = plan.engine is Engine.DEEPSPEED
     on_cpu = hardware.gpu.is_cpu
     adamw = workload.optimizer == "adamw"
+    storage = workload.adapter and workload.adapter.base_storage
     # autotune.runner.engines: torch's fused AdamW where every parameter is on the device.
     fused = adamw and not (deepspeed or on_cpu or plan.offload_params)
     return Setup(
@@ -171,13 +201,19 @@ def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: Hardwar
         parameter_bytes=2 if deepspeed and not fp32 else 4,
         compute_bytes=4 if fp32 else 2,
         master_weights=deepspeed,
-        optimizer=Optimizer.ADAMW if adamw else Optimizer.SGD,
+        optimizer=Optimizer(workload.optimizer),
+        quantised=_STORAGES[storage] if storage else None,
         # torch takes it by itself for parameters on CUDA.
-        foreach=not (fused or on_cpu or plan.offload_optimizer),
+        foreach=workload.optimizer in ("adamw", "sgd")
+        and not (fused or on_cpu or plan.offload_optimizer),
         fused=fused,
     )
 
 
+_STORAGES = {
+    BaseStorage.NF4: Quantised.NF4,
+    BaseStorage.NF4_DOUBLE: Quantised.NF4_DOUBLE,
+}
 _BF16_REGIMES = {
     Engine.DDP: Regime.AUTOCAST,
     Engine.DEEPSPEED: Regime.COMPUTE,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.memory.columns import PlanColumns
-from autotune.memory.engines import Runs, engine_memory
+from autotune.memory.engines import Runs, engine_memory, packed_base
 from autotune.memory.moments import Moment, Walk
 from autotune.memory.profile import ActivationProfile, features
 from autotune.memory.profiles import activation_profiles
@@ -150,8 +150,9 @@ def walk_of(
         steps=steps,
         bucket=np.where(bucket > 0, bucket, float(model.hidden_size**2)),
     )
-    engine = engine_memory(sizes, runs, plan)
-    return Walk(profile, sizes, engine, features(batch, workload.seq_len, cp))
+    base = packed_base(model, setup.quantised, setup.compute_bytes) if setup.quantised else None
+    engine = engine_memory(sizes, runs, plan, base)
+    return Walk(profile, engine.sizes, engine, features(batch, workload.seq_len, cp))
 
 
 def numbers_of(plan: Plan) -> Array:

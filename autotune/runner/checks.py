@@ -23,6 +23,7 @@ from autotune.runner.compiling import count_compiled_layers, count_graphs, decod
 from autotune.runner.ring import BATCH_RING, VARLEN_LLAMA3
 from autotune.runner.ring_package import load_ring_package
 from autotune.runner.trainer import AutotuneTrainer, wrap_optimizer_step
+from autotune.runner.training_checks import training_faults
 from autotune.runner.ulysses import CONTEXT
 from autotune.spec.model import model_from_config
 from autotune.spec.workload import Precision, Workload
@@ -131,6 +132,10 @@ class CheckCallback(TrainerCallback):
         """Check the prepared model before the first step."""
         plan, workload = self._trainer.plan, self._request.workload
         self._found(check_prepared(self._trainer, plan, workload))
+        found, fault = training_faults(self._trainer, workload)
+        if fault:
+            raise InvalidRunError(fault)
+        self._found(found)
         wrap_optimizer_step(self._trainer)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:

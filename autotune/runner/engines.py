@@ -138,9 +138,17 @@ def _accelerate_shards(request: Request) -> bool:
     return kind is not DistributedType.MULTI_CPU
 
 
+_OPTIM_NAMES = {
+    "sgd": "sgd",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
 def _optimizer_name(request: Request, plan: Plan) -> str:
-    if request.workload.optimizer == "sgd":
-        return "sgd"
+    name = request.workload.optimizer
+    if name != "adamw":
+        return _OPTIM_NAMES[name]
     if plan.engine is Engine.DEEPSPEED or request.device == "cpu" or plan.offload_params:
         return "adamw_torch"
     return "adamw_torch_fused"

@@ -17,8 +17,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Plan
 from autotune.runner.experts import EXPERTS_NAME, register_experts
+from autotune.runner.quantised import (
+    keep_one_packing,
+    quantisation_config,
+    quantise_linears,
+)
 from autotune.runner.ulysses import ATTENTION_NAME, register_attention
-from autotune.spec.workload import Lora, Precision
+from autotune.spec.workload import BaseStorage, Lora, Precision
 from autotune.trial.protocol import Request
 
 
@@ -35,17 +40,40 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
     """
     register_attention()
     register_experts()
-    if request.model.weights:
+    workload = request.workload
+    if workload.adapter is not None and workload.adapter.base_storage is not None:
+        # ZeRO-3 would shard each weight before it is quantised.
+        with _zero3_set_aside():
+            model = _build_quantised(request, workload.adapter.base_storage)
+        keep_one_packing(model)
+    elif request.model.weights:
         model = _load_pretrained(request.model.weights)
     else:
         model = _allocate(request.model.config)
         if plan.engine is not Engine.FSDP2 or _is_first_rank():
-            _initialise(model, request.seed, request.workload.precision)
+            _initialise(model, request.seed, workload.precision)
     model.config.use_cache = False
-    if request.workload.adapter is not None:
+    if workload.adapter is not None:
         torch.manual_seed(request.seed)
-        model = add_adapter(model, request.workload.adapter)
+        model = add_adapter(model, workload.adapter)
     return model
+
+
+def _build_quantised(request: Request, storage: BaseStorage) -> PreTrainedModel:
+    """Build the model with its projections in 4 bits, whole on every rank."""
+    config = quantisation_config(storage, request.workload.precision)
+    device = torch.device(request.device)
+    if request.device == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    if request.model.weights:
+        model, report = _from_pretrained(
+            request.model.weights, quantization_config=config, device_map={"": device}
+        )
+        _check_weights(request.model.weights, report)
+        return model
+    model = _allocate(request.model.config)
+    _initialise(model, request.seed, request.workload.precision)
+    return quantise_linears(model, config, device)
 
 
 def _allocate(config: dict[str, Any]) -> PreTrainedModel:
@@ -173,6 +201,8 @@ def add_adapter(model: PreTrainedModel, adapter: Lora) -> Any:
             lora_dropout=adapter.dropout,
             target_modules=list(adapter.target_modules),
             task_type="CAUSAL_LM",
+            use_rslora=adapter.rslora,
+            use_dora=adapter.dora,
         ),
         # The engine decides: otherwise ZeRO-3 alone would compute its adapters in fp32.
         autocast_adapter_dtype=False,

@@ -19,6 +19,7 @@ from autotune.runner.data.packing import Sequences
 from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
 from autotune.runner.gauges import Gauge, make_gauge
 from autotune.runner.imports import import_everything, load_operators
+from autotune.runner.liger import apply_liger
 from autotune.runner.models import build_model
 from autotune.runner.ring_package import load_ring_package
 from autotune.runner.timers import StepTimer
@@ -122,6 +123,7 @@ def make_trainer(
     request, plan = session.request, session.plan
     made = arguments()
     model = build_model(request, plan)
+    apply_liger(model, request.workload.liger)
     enable_recompute(model, plan)
     if request.train is not None and request.train.torch_compile:
         compile_layers(model)
@@ -131,7 +133,7 @@ def make_trainer(
         plan=plan,
         loader=loader,
         timer=timer,
-        packed=request.workload.packing,
+        workload=request.workload,
         eval_loader=eval_loader,
     )
     apply_numerics(trainer, request, plan)

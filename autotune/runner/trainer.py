@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from autotune.plan import Engine, Plan
 from autotune.runner.data.loader import EvalLoader, RankLoader
 from autotune.runner.loss import IGNORED_LABEL, token_weighted_loss
+from autotune.runner.offloading import offload_activations
 from autotune.runner.timers import StepTimer
 from autotune.runner.ulysses import CONTEXT
+from autotune.spec.workload import LigerKernel, Workload
 
 Batch = dict[str, torch.Tensor]
 
@@ -38,7 +41,7 @@ class AutotuneTrainer(Trainer):
         plan: Plan,
         loader: Any,
         timer: StepTimer,
-        packed: bool,
+        workload: Workload,
         eval_loader: EvalLoader | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -50,7 +53,10 @@ class AutotuneTrainer(Trainer):
         self.plan = plan
         self.loader = loader
         self.timer = timer
-        self.packed = packed
+        self.packed = workload.packing
+        self._chunked = workload.chunked_loss
+        self._fused_loss = LigerKernel.FUSED_LINEAR_CROSS_ENTROPY in workload.liger
+        self._offloads = workload.activation_offloading
         self._eval_loader = eval_loader
         self.last_evaluated_step = -1
         self.step_tokens = 0
@@ -80,8 +86,14 @@ class AutotuneTrainer(Trainer):
     ) -> torch.Tensor:
         """Return this rank's share of the step's mean token loss; see `token_weighted_loss`."""
         assert num_items_in_batch is not None
-        logits, labels = self._forward(model, inputs)
-        return token_weighted_loss(logits, labels, num_items_in_batch, self.args.world_size)
+        world = self.args.world_size
+        with self._offloaded():
+            if self._fused_loss:
+                return self._fused_loss_of(model, inputs, num_items_in_batch) * world
+            logits, labels = self._forward(model, inputs)
+            return token_weighted_loss(
+                logits, labels, num_items_in_batch, world, chunked=self._chunked
+            )
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | None = None
@@ -89,6 +101,10 @@ class AutotuneTrainer(Trainer):
         """Run one micro-step under the timer."""
         with self.timer.micro_step(sync=self.accelerator.sync_gradients):
             return super().training_step(model, inputs, num_items_in_batch)
+
+    def _offloaded(self) -> AbstractContextManager[Any]:
+        """Send what autograd keeps to the host; recomputation leaves little but layers' inputs."""
+        return offload_activations() if self._offloads else nullcontext()
 
     def evaluate(
         self,
@@ -125,6 +141,20 @@ class AutotuneTrainer(Trainer):
             input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
         )
         return outputs.logits, inputs["shift_labels"]
+
+    def _fused_loss_of(
+        self, model: nn.Module, inputs: Batch, step_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the summed token losses over `step_tokens`, by the forward Liger put in."""
+        CONTEXT.begin(inputs["full_document_ids"] if self.packed else None)
+        loss: torch.Tensor = model(
+            input_ids=inputs["input_ids"],
+            position_ids=inputs["position_ids"],
+            shift_labels=inputs["shift_labels"],
+            num_items_in_batch=step_tokens.clamp(min=1),
+            use_cache=False,
+        ).loss
+        return loss
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Skip Trainer's own count, which runs every micro-step; ours is in `autotune.timing`."""

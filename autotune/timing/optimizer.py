@@ -9,7 +9,7 @@ from autotune.memory.activations import FP32, compute_bytes
 from autotune.plan import Engine, Plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
-from autotune.spec.workload import Workload
+from autotune.spec.workload import OptimizerName, Workload
 from autotune.timing.calibration import Calibration
 from autotune.timing.compute import HBM_EFFICIENCY
 from autotune.timing.links import LINK_EFFICIENCY
@@ -20,6 +20,14 @@ Array = NDArray[np.float64]
 # gradient, both moments; write parameter and both moments), all fp32.
 ADAMW_BYTES = 9 * FP32
 _SGD_BYTES = 5 * FP32
+# Both moments are read and written in one byte each instead of four.
+_ADAMW_8BIT_BYTES = 5 * FP32 + 4
+_MOVED_BYTES: dict[OptimizerName, int] = {
+    "adamw": ADAMW_BYTES,
+    "sgd": _SGD_BYTES,
+    "adamw_8bit": _ADAMW_8BIT_BYTES,
+    "paged_adamw_8bit": _ADAMW_8BIT_BYTES,
+}
 
 
 def optimizer_of(
@@ -35,7 +43,7 @@ def optimizer_of(
     added = model.num_adapter_parameters(workload.adapter) if workload.adapter else 0
     total = model.num_parameters + added
     own = (added or total) / shards
-    moved = own * (ADAMW_BYTES if workload.optimizer == "adamw" else _SGD_BYTES)
+    moved = own * _MOVED_BYTES[workload.optimizer]
     if not plan.offload_optimizer:
         if calibration is not None and workload.optimizer == "adamw":
             # DeepSpeed steps over one flat partition, the others over the model's tensors.

@@ -14,11 +14,18 @@ from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import load_strategies
 from autotune.spec.training import DatasetSource, TrainSettings
-from autotune.spec.workload import Lora, Precision, Workload
+from autotune.spec.workload import BaseStorage, LigerKernel, Lora, Precision, Workload
 
 SEED = 20
 COUNT = 500
 MODEL = load_model("tiny-qwen3")  # 4 key-value heads
+ADAPTERS = [
+    Lora(r=8),
+    Lora(r=8, rslora=True),
+    Lora(r=8, dora=True),
+    *(Lora(r=8, base_storage=storage) for storage in BaseStorage),
+]
+LIGER = tuple(LigerKernel)
 DATASETS = (DatasetSource(path="corpus.jsonl"),)
 
 
@@ -50,10 +57,13 @@ def _draws(chance: random.Random) -> Iterator[Job]:
         workload = Workload(
             seq_len=chance.choice([512, 4096]),
             global_batch_size=plan.global_batch_size,
-            optimizer=chance.choice(["adamw", "sgd"]),
+            optimizer=chance.choice(["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"]),
             precision=chance.choice(list(Precision)),
             packing=chance.random() < 0.5,
-            adapter=Lora(r=8) if chance.random() < 0.3 else None,
+            adapter=chance.choice(ADAPTERS) if chance.random() < 0.3 else None,
+            liger=chance.choice([(), (), LIGER[:2], LIGER]),
+            chunked_loss=chance.random() < 0.2,
+            activation_offloading=chance.random() < 0.2,
         )
         broken = check_plan(plan, MODEL, workload, hardware)
         if broken or check_strategy(strategy, workload, plan.cp):

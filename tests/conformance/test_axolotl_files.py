@@ -23,7 +23,9 @@ FILES: dict[str, tuple[int, str, tuple[int, int, int], list[str]]] = {
     "chat-template": (1, "ddp", (1, 1, 1), ["eot_tokens, special_tokens"]),
     "chat-template-chatml": (1, "ddp", (1, 1, 1), ["default_system_message"]),
     "context-parallel-fsdp2": (8, "fsdp2", (1, 2, 4), []),
-    "cut-cross-entropy-plugin": (2, "ddp", (2, 1, 1), ["cut_cross_entropy, plugins, spectrum_m"]),
+    "cut-cross-entropy-plugin": (
+        2, "ddp", (2, 1, 1), ["runs as chunked_cross_entropy", "plugins, spectrum_model_name"]
+    ),
     "data-settings": (1, "ddp", (1, 1, 1), []),
     "deepspeed-file-beside": (4, "zero3", (1, 4, 1), []),
     "deepspeed-file-with-compile-block": (2, "zero1", (1, 2, 1), ["torch_compile: true"]),
@@ -61,7 +63,7 @@ FILES: dict[str, tuple[int, str, tuple[int, int, int], list[str]]] = {
     "fsdp2-version-inside": (2, "fsdp2", (1, 2, 1), []),
     "hsdp": (8, "hsdp", (2, 4, 1), []),
     "hsdp-context-parallel": (8, "hsdp", (2, 2, 2), []),
-    "liger-plugin": (2, "ddp", (2, 1, 1), ["liger_swiglu (now liger_glu_act", "liger_rms_norm"]),
+    "liger-plugin": (2, "ddp", (2, 1, 1), ["liger_swiglu (now liger_glu_act"]),
     "llama3-full-fsdp2": (8, "fsdp2", (1, 8, 1), ["evals_per_epoch, saves_per_epoch, special"]),
     "lora-leftovers": (1, "ddp", (1, 1, 1), []),
     "lora-all-linear": (1, "ddp", (1, 1, 1), []),

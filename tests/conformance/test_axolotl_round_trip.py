@@ -96,6 +96,12 @@ def test_only_keys_of_axolotl_are_written(strategy):
         Workload(global_batch_size=24, optimizer="sgd", precision=Precision.FP32, packing=False),
         Workload(global_batch_size=24, adapter=Lora(r=8, alpha=4, dropout=0.1)),
         Workload(global_batch_size=24, adapter=Lora(target_modules=("q_proj", "v_proj"))),
+        Workload(global_batch_size=24, adapter=Lora(rslora=True, dora=True)),
+        Workload(global_batch_size=24, adapter=Lora(base_storage="nf4_double")),
+        Workload(global_batch_size=24, precision="fp32", adapter=Lora(base_storage="nf4")),
+        Workload(global_batch_size=24, optimizer="adamw_8bit", chunked_loss=True),
+        Workload(global_batch_size=24, optimizer="paged_adamw_8bit", activation_offloading=True),
+        Workload(global_batch_size=24, liger=("rope", "fused_linear_cross_entropy")),
     ],
 )
 def test_workload_comes_back(tmp_path, workload):

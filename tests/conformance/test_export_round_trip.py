@@ -22,8 +22,8 @@ FIELDS = [field.name for field in fields(Plan)]
 
 # What each target may lose, by engine. Everything else comes back.
 MAY_LOSE = {
-    ("axolotl", Engine.DDP): set(),
-    ("axolotl", Engine.DEEPSPEED): {"micro_batch_size", "grad_accum_steps"},  # cp with packing
+    ("axolotl", Engine.DDP): {"micro_batch_size", "grad_accum_steps"},  # cp with packing
+    ("axolotl", Engine.DEEPSPEED): {"micro_batch_size", "grad_accum_steps"},  # likewise
     ("axolotl", Engine.FSDP2): {"micro_batch_size", "grad_accum_steps"},  # likewise
     ("accelerate", Engine.DDP): {"micro_batch_size", "grad_accum_steps", "recompute"},
     ("accelerate", Engine.FSDP2): {"micro_batch_size", "grad_accum_steps"},

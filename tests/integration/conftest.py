@@ -63,7 +63,7 @@ def initial_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-c", script, json.dumps(small_config()), str(folder)],
         check=True,
         stdout=subprocess.DEVNULL,
-        timeout=120,
+        timeout=600,  # on a busy machine it waits for the others
     )
     return folder
 

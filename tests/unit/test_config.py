@@ -163,7 +163,7 @@ def test_lora(load):
     assert len(config.workload.adapter.target_modules) == 7
     assert "lora_r and lora_alpha" in refusal(load, "adapter: lora")
     assert "lora_target_modules" in refusal(load, "adapter: lora\nlora_r: 8\nlora_alpha: 1")
-    assert "Allowed: lora" in refusal(load, "adapter: qlora")
+    assert "Allowed: lora, qlora" in refusal(load, "adapter: llama-adapter")
 
 
 @pytest.mark.parametrize(

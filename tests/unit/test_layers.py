@@ -12,6 +12,7 @@ LAYERS = [
     {"errors", "units", "resources", "explanations"},
     {"plan"},
     {"spec"},
+    {"training_rules"},
     {"rules"},
     {"memory", "timing"},
     {"planner"},
@@ -27,7 +28,18 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets"}
 SLOW = {"optuna", "scipy", "pandas", "plotly", "rich", "jinja2"}
 # Modules every command loads, or that plan and estimate load: nothing slow comes with them.
-LIGHT = {"errors", "units", "resources", "plan", "spec", "rules", "memory", "timing", "planner"}
+LIGHT = {
+    "errors",
+    "units",
+    "resources",
+    "plan",
+    "spec",
+    "training_rules",
+    "rules",
+    "memory",
+    "timing",
+    "planner",
+}
 
 
 def imports(tree, package):

@@ -9,11 +9,12 @@ from autotune.rules import check_plan, check_strategy, rule_codes
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import load_model
 from autotune.spec.strategy import Strategy
-from autotune.spec.workload import Lora, Precision, Workload
+from autotune.spec.workload import LigerKernel, Lora, Precision, Workload
 
 MODEL = load_model("tiny-qwen3")  # 8 heads, 4 key-value heads
 WORKLOAD = Workload(seq_len=1024, global_batch_size=16)
 HARDWARE = load_hardware("h100-sxm", 4)
+CPU = load_hardware("cpu", 4)
 ZERO = Plan(strategy="zero2", engine=Engine.DEEPSPEED, zero_stage=2, dp_shard=4, grad_accum_steps=4)
 FSDP = Plan(strategy="fsdp2", engine=Engine.FSDP2, dp_shard=4, grad_accum_steps=4)
 DDP = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=4, grad_accum_steps=4)
@@ -24,6 +25,10 @@ def lora(**values):
     return WORKLOAD.model_copy(update={"adapter": Lora(**values)})
 
 
+def changed(**values):
+    return WORKLOAD.model_copy(update=values)
+
+
 def batch(size):
     return WORKLOAD.model_copy(update={"global_batch_size": size})
 
@@ -32,7 +37,9 @@ def batch(size):
 MODELS = {
     "AT120": MODEL.model_copy(update={"hf_config": {"output_router_logits": True}}),
     "AT121": MODEL.model_copy(update={"hf_config": {"resid_pdrop": 0.1, "attention_dropout": 0.0}}),
+    "AT136": MODEL.model_copy(update={"hf_config": {"model_type": "gpt2"}}),
 }
+ON_CPU = ("AT134", "AT135", "AT138")
 
 # code: plan, workload, and what the message or hint must say.
 EXAMPLES = {
@@ -59,6 +66,26 @@ EXAMPLES = {
     "AT120": (ZERO, WORKLOAD, "Set output_router_logits to false"),
     "AT121": (replace(FSDP, recompute=Recompute.FULL), WORKLOAD, "sets resid_pdrop with FSDP2"),
     "AT122": (replace(RING, heads_k_stride=3), WORKLOAD, "heads_k_stride 3 with 4 key-value heads"),
+    "AT132": (FSDP, changed(optimizer="adamw_8bit"), "hands the optimizer shards"),
+    "AT133": (
+        replace(ZERO, offload_optimizer=True),
+        changed(optimizer="adamw_8bit"),
+        "own CPU Adam",
+    ),
+    "AT134": (DDP, changed(optimizer="paged_adamw_8bit"), "Use adamw_8bit on CPU"),
+    "AT135": (DDP, changed(liger=("rope",)), "Liger's rope on CPU ranks"),
+    "AT136": (DDP, changed(liger=("rope",)), "model_type gpt2"),
+    "AT137": (
+        DDP,
+        changed(chunked_loss=True, liger=("fused_linear_cross_entropy",)),
+        "two ways to compute one loss",
+    ),
+    "AT138": (
+        replace(DDP, recompute=Recompute.FULL),
+        changed(activation_offloading=True),
+        "already",
+    ),
+    "AT139": (DDP, changed(activation_offloading=True), "gradient_checkpointing: true besides"),
 }
 
 
@@ -66,7 +93,8 @@ EXAMPLES = {
 def test_example(code):
     plan, workload, words = EXAMPLES[code]
     model = MODELS.get(code, MODEL)
-    broken = {v.code: v for v in check_plan(plan, model, workload, HARDWARE)}
+    hardware = CPU if code in ON_CPU else HARDWARE
+    broken = {v.code: v for v in check_plan(plan, model, workload, hardware)}
     assert code in broken
     assert words in str(broken[code])
 
@@ -78,6 +106,11 @@ def test_example(code):
         (FSDP, WORKLOAD),
         (DDP, WORKLOAD),
         (ZERO, lora()),
+        (ZERO, lora(base_storage="nf4_double", dora=True)),
+        (FSDP, lora(base_storage="nf4", rslora=True)),
+        (ZERO, changed(optimizer="paged_adamw_8bit", chunked_loss=True)),
+        (FSDP, changed(liger=tuple(LigerKernel))),
+        (replace(FSDP, recompute=Recompute.FULL), changed(activation_offloading=True)),
         (replace(ZERO, zero_stage=3, offload_params=True), WORKLOAD),
         (replace(FSDP, offload_params=True, offload_optimizer=True), WORKLOAD),
         (replace(FSDP, dp_replicate=2, dp_shard=2), WORKLOAD),

@@ -37,6 +37,10 @@ def loss_of(kind: Loss, model: Any) -> Compute:
             )
         case Loss.CHUNKED:
             return lambda hidden, labels, tokens: _chunked(model, hidden, labels)
+        case Loss.RECOMPUTED:
+            return lambda logits, labels, tokens: token_weighted_loss(
+                logits, labels, tokens, 1, chunked=True
+            )
         case Loss.FUSED_LINEAR:
             return lambda hidden, labels, tokens: _fused_linear(model, hidden, labels)
 

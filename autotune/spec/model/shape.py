@@ -290,16 +290,21 @@ class ModelSpec(BaseModel):
         return [inputs * outputs for inputs, outputs in (self.attention_linears | ffn).values()]
 
     def num_adapter_parameters(self, adapter: Lora) -> int:
-        """Parameters LoRA adds: ``r * (inputs + outputs)`` a targeted projection.
+        """Parameters LoRA adds: ``r * (inputs + outputs)`` a targeted projection, DoRA an output.
 
-        Hu et al., arXiv:2106.09685. Names that are no projection of this model add nothing; a
-        rule reports them.
+        Hu et al., arXiv:2106.09685; Liu et al., arXiv:2402.09353. Names that are no projection of
+        this model add nothing; a rule reports them.
         """
         if self.counted:
             own = [p for p in self.counted.projections if p.name in adapter.target_modules]
-            return adapter.r * sum(p.count * (p.inputs + p.outputs) for p in own)
+            return sum(
+                p.count * (adapter.r * (p.inputs + p.outputs) + p.outputs * adapter.dora)
+                for p in own
+            )
         targets = [shape for name, shape in self.linears.items() if name in adapter.target_modules]
-        return self.num_layers * adapter.r * sum(inputs + outputs for inputs, outputs in targets)
+        return self.num_layers * sum(
+            adapter.r * (inputs + outputs) + outputs * adapter.dora for inputs, outputs in targets
+        )
 
 
 def _weights(shapes: Shapes) -> int:

@@ -1,0 +1,62 @@
+"""`autotune merge`: the merged model, run by plain transformers, has the adapter's own loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autotune.spec.workload import Lora, Workload
+from tests.integration.commands import autotune
+from tests.integration.ranks import logged, make_plan, run_well, training_request
+from tests.integration.reference import held_out_loss
+
+pytestmark = pytest.mark.integration
+LORAS = {"lora": Lora(r=4), "dora": Lora(r=4, rslora=True, dora=True)}
+WORKLOAD = Workload(seq_len=64, global_batch_size=8, precision="fp32", optimizer="sgd")
+
+
+def trained(strategy: str, kind: str, folder: Path, corpus: Path, weights: Path):
+    request = training_request(
+        make_plan(strategy, 2, micro_batch_size=4),
+        folder,
+        data=corpus,
+        workload=WORKLOAD.model_copy(update={"adapter": LORAS[kind]}),
+        weights=weights,
+        max_steps=2,
+        save_steps=2,
+        val_set_size=7,
+        learning_rate=1.0,
+        save_final_weights=True,
+    )
+    run_well(request)
+    first, *_, last = logged(folder, "eval_loss")
+    assert first - last > 0.01, "it must have learnt, or the base alone would pass"
+    return request, last
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        ("fsdp2", "dora"),
+        pytest.param("zero3", "dora", marks=pytest.mark.slow),
+        pytest.param("zero2", "lora", marks=pytest.mark.slow),
+        pytest.param("ddp", "lora", marks=pytest.mark.slow),
+    ],
+)
+def test_a_merged_run_and_a_merged_checkpoint(
+    strategy, kind, tmp_path, corpus, initial_state
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    request, want = trained(strategy, kind, run, corpus, initial_state)
+    for source in (run, run / "checkpoint-2"):
+        out = tmp_path / f"merged-{source.name}"
+        done = autotune("merge", str(source), "--out", str(out), "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["layers"] == 14
+        assert not list(out.glob("adapter*"))
+        assert held_out_loss(out, request) == pytest.approx(want, abs=1e-5)
+    again = autotune("merge", str(run), "--out", str(out))
+    assert again.returncode == 2 and "nothing was overwritten" in again.stderr
