@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.config.keys import USE_LIGER
@@ -25,15 +25,15 @@ class Kernels:
     liger: tuple[LigerKernel, ...] = ()
     chunked_loss: bool = False
     activation_offloading: bool = False
-    plugins: tuple[str, ...] = ()
-    """Those of the file that are kept but not run here."""
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    """Keys that choose what is not run here: plugins, and whether cut cross-entropy is on."""
     warning: str | None = None
     """What is accepted, but runs otherwise."""
 
     @property
     def explained(self) -> set[str]:
         """Keys that `warning` says enough about."""
-        return {"plugins"} if set(self.plugins) <= {CUT_PLUGIN} else set()
+        return {"plugins"} if set(self.kept.get("plugins", ())) <= {CUT_PLUGIN} else set()
 
 
 def read_kernels(top: Section, where: str) -> Kernels:
@@ -48,18 +48,23 @@ def read_kernels(top: Section, where: str) -> Kernels:
     plugins = _read_plugins(top)
     liger = _read_liger(top, LIGER_PLUGIN in plugins)
     chunked = top.boolean("chunked_cross_entropy", False)
-    cut = CUT_PLUGIN in plugins and top.raw("cut_cross_entropy", True) is True
+    cut = CUT_PLUGIN in plugins and top.boolean("cut_cross_entropy", True)
     fused = LigerKernel.FUSED_LINEAR_CROSS_ENTROPY in liger
     losses = {"chunked_cross_entropy": chunked, "cut_cross_entropy": cut,
               "liger_fused_linear_cross_entropy": fused}  # fmt: skip
     chosen = [name for name, asked in losses.items() if asked]
     if len(chosen) > 1:
         raise AutotuneError(f"{where}: {' and '.join(chosen)} exclude each other. Keep one.")
+    kept: dict[str, Any] = {}
+    if others := [name for name in plugins if name != LIGER_PLUGIN]:
+        kept["plugins"] = others
+    if CUT_PLUGIN in others and not cut:
+        kept["cut_cross_entropy"] = False
     return Kernels(
         liger=liger,
         chunked_loss=chunked or cut,
         activation_offloading=_read_offloading(top),
-        plugins=tuple(name for name in plugins if name != LIGER_PLUGIN),
+        kept=kept,
         warning=f"{where}: {_CUT_RUNS_CHUNKED}" if cut else None,
     )
 

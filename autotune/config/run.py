@@ -192,8 +192,7 @@ def read_config(given: Mapping[str, Any], path: Path, *, any_family: bool = Fals
     if seed >= 2**32:
         raise top.error("seed", f"NumPy takes whole numbers from 0 to {2**32 - 1}.")
     passthrough = top.unread()
-    if kernels.plugins:
-        passthrough["plugins"] = list(kernels.plugins)
+    passthrough |= kernels.kept
     idle = kernels.explained | (set() if contract.adapter else set(LORA_KEYS))
     unused = unused_warning(passthrough, where, idle=idle)
     warnings = [
