@@ -107,11 +107,13 @@ def enumerate_plans(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    also: Sequence[Plan] = (),
 ) -> list[Plan]:
     """Return every plan of the space, the illegal layouts once each so that a rule can say why.
 
     The accumulation follows from the exact global batch. Without `micro_batches` the powers of two
-    that divide a rank's sequences are taken, and all of them at once (accumulation 1).
+    that divide a rank's sequences are taken, and all of them at once (accumulation 1). The plans
+    `also` come in addition, each of one of the strategies.
     """
     del model  # the space does not depend on it; rules and estimates do
     plans = []
@@ -120,7 +122,8 @@ def enumerate_plans(
             for mode in recompute:
                 layout = make_plan(strategy, hardware, cp=cp, recompute=mode)
                 plans += _with_batches(layout, workload, micro_batches)
-    return plans
+    known = {plan.id for plan in plans} if also else set()
+    return plans + [plan for plan in also if plan.id not in known]
 
 
 def make_plan(
@@ -138,7 +141,7 @@ def make_plan(
         case Replicate.ALL:
             dp_replicate, dp_shard = data_parallel, 1
         case Replicate.HYBRID:
-            dp_replicate = max(2, hardware.num_nodes)
+            dp_replicate = strategy.copies or max(2, hardware.num_nodes)
             dp_shard = max(1, data_parallel // dp_replicate)
         case Replicate.NONE:
             dp_replicate, dp_shard = 1, data_parallel
@@ -155,6 +158,7 @@ def make_plan(
         micro_batch_size=micro_batch_size,
         grad_accum_steps=grad_accum_steps,
         recompute=recompute,
+        bucket_elements=strategy.bucket_elements,
     )
 
 
@@ -226,6 +230,7 @@ def rank_plans(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    also: Sequence[Plan] = (),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
 ) -> Ranking:
@@ -243,6 +248,7 @@ def rank_plans(
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
         recompute=recompute,
+        also=also,
         residuals=residuals,
         calibration=calibration,
     )
@@ -260,6 +266,7 @@ def estimate_space(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    also: Sequence[Plan] = (),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
 ) -> Ranking:
@@ -277,6 +284,7 @@ def estimate_space(
         micro_batches=micro_batches,
         cp_degrees=cp_degrees,
         recompute=recompute,
+        also=also,
     )
     by_name = {strategy.name: strategy for strategy in strategies}
     rejected, legal = [], []

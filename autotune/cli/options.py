@@ -80,11 +80,11 @@ def comma_list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
+def add_model_argument(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--model``."""
     parser.add_argument(
         "--model",
-        required=True,
+        required=required,
         metavar="NAME",
         help="a catalogue name (qwen3-8b), a Hub id, a folder with a config.json, or a config.json",
     )
@@ -96,33 +96,29 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seq-len",
         type=positive_int,
-        default=_DEFAULTS.seq_len,
         metavar="TOKENS",
-        help="tokens a sequence (default: %(default)s)",
+        help=f"tokens a sequence (default: {_DEFAULTS.seq_len})",
     )
     group.add_argument(
         "--global-batch-size",
         type=positive_int,
-        default=_DEFAULTS.global_batch_size,
         metavar="N",
-        help="sequences an optimizer step, over all GPUs (default: %(default)s)",
+        help=f"sequences an optimizer step, over all GPUs (default: {_DEFAULTS.global_batch_size})",
     )
     group.add_argument(
         "--precision",
         choices=[str(p) for p in Precision],
-        default=str(_DEFAULTS.precision),
-        help="bf16 compute over fp32 master weights, or fp32 throughout (default: %(default)s)",
+        help="bf16 compute over fp32 master weights, or fp32 throughout (default: "
+        f"{_DEFAULTS.precision})",
     )
     group.add_argument(
         "--optimizer",
         choices=["adamw", "sgd"],
-        default=_DEFAULTS.optimizer,
-        help="default: %(default)s",
+        help=f"default: {_DEFAULTS.optimizer}",
     )
     group.add_argument(
         "--packing",
         action=argparse.BooleanOptionalAction,
-        default=_DEFAULTS.packing,
         help="several documents in one sequence, attention inside each (default: on)",
     )
     group.add_argument(
@@ -131,23 +127,38 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lora-r",
         type=positive_int,
-        default=Lora().r,
         metavar="R",
-        help="rank of the adapter (default: %(default)s)",
+        help=f"rank of the adapter (default: {Lora().r})",
     )
 
 
-def workload_from(args: argparse.Namespace, model: ModelSpec) -> Workload:
-    """Build the workload the flags state; an adapter targets every projection of the model."""
-    return Workload(
-        seq_len=args.seq_len,
-        global_batch_size=args.global_batch_size,
-        precision=Precision(args.precision),
-        optimizer=args.optimizer,
-        packing=args.packing,
-        adapter=(
-            Lora(r=args.lora_r, target_modules=tuple(model.linears)) if args.adapter else None
-        ),
+def workload_from(
+    args: argparse.Namespace, model: ModelSpec, start: Workload = _DEFAULTS
+) -> Workload:
+    """Build the workload the flags state; an adapter targets every projection of the model.
+
+    Args:
+        args: What was given.
+        model: Names the projections.
+        start: What holds where no flag says otherwise.
+    """
+    adapter = start.adapter
+    if args.adapter:
+        adapter = Lora(r=args.lora_r or Lora().r, target_modules=tuple(model.linears))
+    elif adapter is not None and args.lora_r:
+        adapter = adapter.model_copy(update={"r": args.lora_r})
+    given = {
+        "seq_len": args.seq_len,
+        "global_batch_size": args.global_batch_size,
+        "precision": args.precision and Precision(args.precision),
+        "optimizer": args.optimizer,
+        "packing": args.packing,
+    }
+    stated = {name: value for name, value in given.items() if value is not None}
+    return Workload.model_validate(
+        {name: getattr(start, name) for name in Workload.model_fields}
+        | stated
+        | {"adapter": adapter}
     )
 
 
