@@ -31,6 +31,7 @@ from autotune.cli.options import (
 )
 from autotune.cli.start import (
     add_start_arguments,
+    datasets_of,
     read_given,
     start_of,
     start_words,
@@ -255,7 +256,7 @@ def _contract(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
     limit = memory_limit_from(args)
     dataset = dataset_from(args)
     workload = workload_of(args, given)
-    datasets = list(given.loaded.config.datasets) if given.loaded else []
+    datasets = datasets_of(given)
     if dataset is not None:
         datasets = [dataset]
     if not datasets:  # the study says what it measured, also to a later version's defaults

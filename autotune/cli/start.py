@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autotune.spec.hardware import HardwareSpec
     from autotune.spec.model import ModelSpec
     from autotune.spec.strategy import Strategy
+    from autotune.spec.training import DatasetSource
     from autotune.spec.workload import Precision, Workload
 
 
@@ -89,6 +90,17 @@ def workload_of(args: argparse.Namespace, given: Given) -> Workload:
     if given.loaded is None:
         return workload_from(args, given.model)
     return workload_from(args, given.model, given.loaded.config.workload_on(given.num_gpus))
+
+
+def datasets_of(given: Given) -> list[DatasetSource]:
+    """Return the data the file names, local paths made absolute: `best.yml` lies elsewhere."""
+    sources = given.loaded.config.datasets if given.loaded else ()
+    return [
+        source.model_copy(update={"path": str(Path(source.path).absolute())})
+        if Path(source.path).exists()
+        else source
+        for source in sources
+    ]
 
 
 def start_of(

@@ -19,7 +19,7 @@ LAYERS = [
     {"calibrate"},
     {"config"},
     {"emit", "migrate"},
-    {"search", "training", "capacity"},
+    {"search", "training", "capacity", "doctor"},
     {"report"},
     {"cli", "__main__"},
 ]
