@@ -19,7 +19,7 @@ LAYERS = [
     {"calibrate"},
     {"config"},
     {"emit", "migrate"},
-    {"search", "training", "capacity", "doctor"},
+    {"search", "training", "capacity", "doctor", "ladder"},
     {"report"},
     {"cli", "__main__"},
 ]

@@ -1,0 +1,87 @@
+"""A run that meets out-of-memory in the middle goes on a rung lower, as if it had begun there."""
+
+from __future__ import annotations
+
+import io
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from autotune.ladder import ladder_below, train_down
+from autotune.spec.hardware import detect_hardware
+from autotune.spec.model import model_from_config
+from autotune.spec.workload import Precision, Workload
+from autotune.trial.checkpoint import is_whole
+from autotune.trial.processes import tagged_processes
+from tests.integration.ranks import logged, make_plan, run_well, small_config, training_request
+
+pytestmark = pytest.mark.integration
+STEPS = 40
+
+
+class Squeeze(threading.Thread):
+    """Lets the ranks of a run's first launch grow no more, once it has a whole checkpoint."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(daemon=True)
+        self.run_folder = run
+        self.squeezed: list[int] = []
+        self.at_step = 0
+
+    def run(self) -> None:
+        launch = self.run_folder / "launches/0001"
+        ends = time.monotonic() + 200
+        while not is_whole(self.run_folder / "checkpoint-2"):
+            if time.monotonic() > ends:
+                return
+            time.sleep(0.01)
+        for pid in tagged_processes("AUTOTUNE_LAUNCH_DIR", str(launch.resolve())):
+            resource.prlimit(pid, resource.RLIMIT_DATA, (2**20, resource.RLIM_INFINITY))
+            self.squeezed.append(pid)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "ddp",
+        pytest.param("fsdp2", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=pytest.mark.slow),
+        pytest.param("zero3", marks=pytest.mark.slow),
+    ],
+)
+def test_an_oom_in_mid_run(
+    strategy: str, tmp_path: Path, corpus: Path, initial_state: Path
+) -> None:
+    workload = Workload(seq_len=64, global_batch_size=8, precision=Precision.FP32)
+    settings = {
+        "data": corpus, "workload": workload, "weights": initial_state, "max_steps": STEPS,
+        "save_steps": 2, "learning_rate": 1e-3, "save_total_limit": 2,
+    }  # fmt: skip
+    plan = make_plan(strategy, 2, micro_batch_size=4, grad_accum_steps=1)
+    request = training_request(plan, tmp_path / "squeezed", **settings)
+    ladder = ladder_below(
+        plan, model_from_config("small", small_config()), workload, detect_hardware(2, "cpu")
+    )
+    squeeze = Squeeze(Path(request.out_dir))
+    squeeze.start()
+    out = io.StringIO()
+    ended = train_down(request, ladder, out)
+    squeeze.join()
+    assert len(squeeze.squeezed) == 2, "the limit was put on both ranks"
+    assert ended.message == "" and ended.document["steps"] == STEPS, ended
+    (step,) = ended.document["ladder"]
+    assert step["change"] == "micro batch 2 instead of 4" and step["freed_bytes"] > 0
+    text = out.getvalue()
+    assert "Out of memory. Next: micro batch 2 instead of 4" in text
+    resumed = int(text.partition("goes on from checkpoint-")[2].partition(".")[0])
+    assert 2 <= resumed < STEPS
+
+    lower = make_plan(strategy, 2, micro_batch_size=2, grad_accum_steps=2)
+    whole = training_request(lower, tmp_path / "whole", **settings)
+    run_well(whole)
+    losses = logged(request.out_dir, "loss")
+    assert len(losses) == STEPS and losses[0] - losses[-1] > 0.5
+    assert losses == pytest.approx(logged(whole.out_dir, "loss"), abs=1e-5)
