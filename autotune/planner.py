@@ -159,6 +159,7 @@ def make_plan(
         grad_accum_steps=grad_accum_steps,
         recompute=recompute,
         bucket_elements=strategy.bucket_elements,
+        hpz=strategy.hpz,
     )
 
 

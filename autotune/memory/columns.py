@@ -21,7 +21,7 @@ NUMBERS = (
 """Fields of a plan in which the plans of one layout may differ."""
 _alike = attrgetter(
     "strategy", "engine", "zero_stage", "reshard_after_forward", "offload_optimizer",
-    "offload_params", "recompute", "tp",
+    "offload_params", "recompute", "tp", "hpz",
 )  # fmt: skip
 _numbers = attrgetter(*NUMBERS)
 

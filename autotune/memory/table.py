@@ -149,6 +149,7 @@ def walk_of(
         world=replicas * shards * cp,
         steps=steps,
         bucket=np.where(bucket > 0, bucket, float(model.hidden_size**2)),
+        hpz=plan.hpz,
     )
     engine = engine_memory(sizes, runs, plan)
     return Walk(profile, sizes, engine, features(batch, workload.seq_len, cp))

@@ -122,5 +122,6 @@ def _own_strategy(plan: Plan, path: Path) -> Strategy:
         replicate=Replicate.HYBRID if copies else replicate,
         copies=plan.dp_replicate if copies else None,
         bucket_elements=plan.bucket_elements,
+        hpz=plan.hpz,
         supports_sequence_parallel=not copies,
     )
