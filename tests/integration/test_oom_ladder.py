@@ -16,10 +16,17 @@ from autotune.spec.model import model_from_config
 from autotune.spec.workload import Precision, Workload
 from autotune.trial.checkpoint import is_whole
 from autotune.trial.processes import tagged_processes
-from tests.integration.ranks import logged, make_plan, run_well, small_config, training_request
+from tests.integration.ranks import (
+    forking_starter,
+    logged,
+    make_plan,
+    run_well,
+    small_config,
+    training_request,
+)
 
 pytestmark = pytest.mark.integration
-STEPS = 40
+STEPS = 24
 
 
 class Squeeze(threading.Thread):
@@ -68,7 +75,7 @@ def test_an_oom_in_mid_run(
     squeeze = Squeeze(Path(request.out_dir))
     squeeze.start()
     out = io.StringIO()
-    ended = train_down(request, ladder, out)
+    ended = train_down(request, ladder, out, forking_starter())
     squeeze.join()
     assert len(squeeze.squeezed) == 2, "the limit was put on both ranks"
     assert ended.message == "" and ended.document["steps"] == STEPS, ended
