@@ -1,4 +1,4 @@
-"""Every strategy x adapter x attention x layout on 2 and 4 ranks, and a few that cover all pairs."""
+"""Every strategy x adapter x attention x layout on 2 and 4 ranks; a few that cover all pairs."""
 
 from __future__ import annotations
 
