@@ -20,7 +20,7 @@ from autotune.rules import check_plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
-from autotune.training import Trained, TrainLog, last_checkpoint, train
+from autotune.training import Trained, TrainLog, last_checkpoint, train, write_run_file
 from autotune.trial.checkpoint import step_of
 from autotune.trial.protocol import LOG_FILE, Outcome, Request
 from autotune.trial.ranks import Starter
@@ -73,8 +73,11 @@ class Ladder:
         """Say what would free more and why the run cannot go on there by itself."""
         changes = legal_changes(self.model, self.workload, failed, self.hardware)
         others = [change for change in changes if _another_checkpoint(failed, change.plan)]
-        now = predict_memory(self.model, self.workload, failed, self.hardware)
-        found = advise(now, others, self.hardware, self._memory)
+        try:
+            now = self._memory(self.workload, failed)
+            found = advise(now, others, self.hardware, self._memory)
+        except AutotuneError:
+            found = []
         start = "Nothing further down keeps this run's checkpoints."
         if not found:
             return f"{start} Use more GPUs, a shorter sequence_len or an adapter, from the start."
@@ -156,6 +159,8 @@ def train_down(
             {"plan": each.plan.to_dict(), "change": each.change, "freed_bytes": each.freed_bytes}
             for each in taken
         ]
+        if taken:
+            write_run_file(Path(request.out_dir), ended.document)
         if ladder is None or not _out_of_memory(ended, request):
             return ended
         failed = request.plan_object()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -16,7 +18,7 @@ from autotune.cli import main
 from autotune.cli.doctor import print_findings
 from autotune.doctor import Level, Machine
 from autotune.doctor.collectives import Sum, collective_findings, rounds_of_pairs
-from autotune.doctor.gpus import Gpu, Pair, Process, check_gpus, check_links
+from autotune.doctor.gpus import Gpu, Pair, Process, check_gpus, check_links, read_gpus
 from autotune.doctor.host import (
     available_bytes,
     check_extension_locks,
@@ -333,3 +335,74 @@ def test_bad_input(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["doctor", "--device", "cpu", "--no-collectives", *words])
     assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+class Nvml:
+    """A node of three GPUs: 0 and 1 behind one NVLink switch, 2 across the CPUs, and busy."""
+
+    def install(self, monkeypatch):
+        import pynvml
+
+        unsupported = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        there = SimpleNamespace
+
+        def link_state(handle, link):
+            if handle == 2:
+                raise unsupported
+            return int(link < 2)
+
+        def process_name(pid):
+            raise unsupported
+
+        answers = {
+            "nvmlInit": lambda: None,
+            "nvmlShutdown": lambda: None,
+            "nvmlDeviceGetCount": lambda: 3,
+            "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetName": lambda handle: "NVIDIA H200",
+            "nvmlDeviceGetMemoryInfo": lambda handle: there(total=100 * GIB, free=99 * GIB),
+            "nvmlDeviceGetComputeRunningProcesses": lambda handle: (
+                [there(pid=41, usedGpuMemory=None)] if handle == 2 else []
+            ),
+            "nvmlDeviceGetTotalEccErrors": lambda handle, kind, counter: int(handle == 1),
+            "nvmlDeviceGetMigMode": lambda handle: [0, 0],
+            "nvmlDeviceGetPciInfo": lambda handle: there(busId=f"0000:0{handle}:00.0"),
+            "nvmlDeviceGetNvLinkState": link_state,
+            "nvmlDeviceGetNvLinkRemotePciInfo": lambda handle, link: there(
+                busId=f"0000:a{link}:00.0"
+            ),
+            "nvmlDeviceGetTopologyCommonAncestor": lambda one, two: pynvml.NVML_TOPOLOGY_SYSTEM,
+            "nvmlDeviceGetP2PStatus": lambda one, two, kind: (
+                pynvml.NVML_P2P_STATUS_OK
+                if 2 not in (one, two)
+                else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED
+            ),
+            "nvmlSystemGetCudaDriverVersion_v2": lambda: 13010,
+            "nvmlSystemGetProcessName": process_name,
+        }
+        for name, answer in answers.items():
+            assert hasattr(pynvml, name), f"NVML has no {name}"
+            monkeypatch.setattr(pynvml, name, answer)
+
+
+def test_what_nvml_says_is_read(monkeypatch):
+    Nvml().install(monkeypatch)
+    gpus, pairs, driver = read_gpus()
+    assert driver == (13, 1)
+    assert [(gpu.nvlinks, gpu.uncorrected_errors, gpu.mig) for gpu in gpus] == [
+        (2, 0, False), (2, 1, False), (0, 0, False),
+    ]  # fmt: skip
+    assert gpus[2].processes == (Process(pid=41, name="a process", used_bytes=None),)
+    assert [(p.first, p.second, p.path, p.peer_access) for p in pairs] == [
+        (0, 1, "NVLink", True), (0, 2, "SYS", False), (1, 2, "SYS", False),
+    ]  # fmt: skip
+    assert levels(check_links(pairs)) == {"links": Level.NOTE, "peer_access": Level.WARNING}
+
+
+def test_every_name_of_nvml_exists():
+    import pynvml
+
+    text = (CHECKOUT / "autotune/doctor/gpus.py").read_text()
+    names = set(re.findall(r"\bnvml\.((?:nvml|NVML)\w+)", text))
+    assert len(names) > 15
+    assert not [name for name in names if not hasattr(pynvml, name)]

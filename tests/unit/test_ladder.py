@@ -176,6 +176,7 @@ def test_down_to_the_rung_that_fits_and_no_further(tmp_path):
     ]  # fmt: skip
     assert "Out of memory. Next: micro batch 2 instead of 4 frees" in out.getvalue()
     assert "goes on from checkpoint-5" in out.getvalue()
+    assert len(json.loads((tmp_path / "run.json").read_text())["ladder"]) == 2
     fitting, tried = 0, tried[:1]
     ladder = ladder_below(plan, MODEL, WORKLOAD, H100)
     ended = train_down(request_of(tmp_path, plan), ladder, io.StringIO(), run=run)
