@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from autotune.ladder import ladder_below, train_down
-from autotune.spec.hardware import detect_hardware
+from autotune.plan import Recompute
+from autotune.spec.hardware import detect_hardware, load_hardware
 from autotune.spec.model import model_from_config
 from autotune.spec.workload import Precision, Workload
 from autotune.trial.checkpoint import is_whole
@@ -92,3 +93,29 @@ def test_an_oom_in_mid_run(
     losses = logged(request.out_dir, "loss")
     assert len(losses) == STEPS and losses[0] - losses[-1] > 0.5
     assert losses == pytest.approx(logged(whole.out_dir, "loss"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_recompute_and_offload_read_the_checkpoint(
+    tmp_path: Path, corpus: Path, initial_state: Path
+) -> None:
+    """The last rung of FSDP2: a run that goes on there has the losses of one that stays."""
+    plan = make_plan("fsdp2", 2, micro_batch_size=2, grad_accum_steps=2)
+    settings = {
+        "data": corpus, "weights": initial_state, "max_steps": 6, "learning_rate": 1e-3,
+        "workload": Workload(seq_len=64, global_batch_size=8, precision=Precision.FP32),
+    }  # fmt: skip
+    whole = training_request(plan, tmp_path / "whole", **settings, save_steps=3)
+    run_well(whole)
+    losses = logged(whole.out_dir, "loss")
+    lowest = ladder_below(
+        plan, model_from_config("small", small_config()), settings["workload"],
+        load_hardware("h100-sxm", 2),
+    ).rungs[-1]  # fmt: skip
+    assert lowest.offload_params and lowest.recompute is Recompute.FULL
+    resumed = training_request(
+        lowest, tmp_path / "lower", **settings, resume_from=str(tmp_path / "whole/checkpoint-3")
+    )
+    run_well(resumed)
+    assert logged(resumed.out_dir, "loss") == pytest.approx(losses[3:], abs=1e-5)
+    assert losses[3] - losses[5] > 1e-3, "a run that stood still would agree with anything"
