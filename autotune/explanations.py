@@ -176,8 +176,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         do="Add gradient_checkpointing: true, or remove the key.",
     ),
     "AT154": Explanation(
-        refused="`torch_compile_backend`, `torch_compile_mode` or `torch_compile_options` without "
-        "`torch_compile`",
+        refused="`torch_compile_mode` or `torch_compile_options` without `torch_compile`",
         why="nothing would be compiled",
         source="axolotl/utils/schemas/validation.py (0.19), for the options",
         do="Add torch_compile: true, or remove the key.",

@@ -64,7 +64,7 @@ def _offloads_what_is_kept(values: Mapping[str, Any]) -> _Broken:
 
 
 def _compiles_nothing(values: Mapping[str, Any]) -> _Broken:
-    keys = ("torch_compile_backend", "torch_compile_mode", "torch_compile_options")
+    keys = ("torch_compile_mode", "torch_compile_options")
     given = [key for key in keys if values.get(key)]
     if not given or values.get("torch_compile"):
         return None
