@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
 import pytest
 
+from autotune.cli import main
 from autotune.doctor import Level
 from autotune.doctor.collectives import (
     Ranks,
@@ -41,11 +43,19 @@ def test_a_stopped_rank_s_pair_is_named_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_an_interface_that_is_not_there_fails_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interface_that_is_not_there_fails_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nonesuch0")
-    found = check_collectives(2, "cpu", 20.0)
-    assert [each.level for each in found] == [Level.BROKEN]
-    assert "pair 0-1" in found[0].seen and "GLOO_SOCKET_IFNAME" in found[0].do
+    with pytest.raises(SystemExit) as caught:
+        main(
+            ["doctor", "--device", "cpu", "--gpus", "2", "--measure", "--timeout", "20s", "--json"]
+        )
+    document = json.loads(capsys.readouterr().out)
+    found = {each["check"]: each for each in document["findings"]}
+    assert caught.value.code == 1 and found["interfaces"]["level"] == "broken"
+    assert "pair 0-1" in found["allreduce"]["seen"] and "GLOO_SOCKET" in found["allreduce"]["do"]
+    assert document["calibration"] is None and "hang" in document["not_measured"][0]
 
 
 def test_ranks_that_cannot_start_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
