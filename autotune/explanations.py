@@ -207,6 +207,63 @@ EXPLANATIONS: dict[str, Explanation] = {
         source="Axolotl 0.19 refuses it as well",
         do="Set gradient_checkpointing: true besides.",
     ),
+    "AT150": Explanation(
+        refused="ZeRO++ hpZ outside ZeRO-3, over a group that is not a part of the ranks, or with "
+        "parameter offload or sequence parallelism",
+        why="only ZeRO-3 gathers parameters, and over all ranks a second copy is the first again",
+        source="deepspeed/utils/groups.py, _create_zero_param_parallel_group (DeepSpeed 0.19.8); "
+        "arXiv:2306.10209",
+        do="Set zero_hpz_partition_size to the GPUs of a node, on two nodes or more, or remove it.",
+    ),
+    "AT151": Explanation(
+        refused="`deepspeed` together with `fsdp` or `fsdp_config` in one file",
+        why="one engine shards; Axolotl takes FSDP and drops `deepspeed` in silence",
+        source="axolotl/cli/utils (prepare_optim_env, 0.19): fsdp is asked for first",
+        do="Remove one of them.",
+    ),
+    "AT152": Explanation(
+        refused="`fp32_norms` or `fp8_enable_fsdp_float8_all_gather` without FSDP2",
+        why="both are settings of FSDP2",
+        source="axolotl/utils/schemas/validation.py (0.19)",
+        do="Add fsdp_version: 2 with fsdp_config, or remove the key.",
+    ),
+    "AT153": Explanation(
+        refused="`activation_offloading` or `selective_checkpointing` without "
+        "`gradient_checkpointing`",
+        why="they say what becomes of what checkpointing keeps",
+        source="axolotl/utils/schemas/validation.py (0.19)",
+        do="Add gradient_checkpointing: true, or remove the key.",
+    ),
+    "AT154": Explanation(
+        refused="`torch_compile_mode` or `torch_compile_options` without `torch_compile`",
+        why="nothing would be compiled",
+        source="axolotl/utils/schemas/validation.py (0.19), for the options",
+        do="Add torch_compile: true, or remove the key.",
+    ),
+    "AT155": Explanation(
+        refused="`deepcompile` without `deepspeed`",
+        why="it is DeepSpeed's compiler",
+        source="axolotl/utils/schemas/validation.py (0.19)",
+        do="Use torch_compile: true, or add deepspeed.",
+    ),
+    "AT156": Explanation(
+        refused="`relora` with DeepSpeed or FSDP",
+        why="a restart resets optimizer states that other ranks hold",
+        source="axolotl/utils/schemas/validation.py (0.19)",
+        do="Use adapter: lora without relora, or DDP.",
+    ),
+    "AT157": Explanation(
+        refused="`device_map`, `max_memory` or `gpu_memory_limit` with DeepSpeed or FSDP",
+        why="they spread a model over the devices of one process; a rank has one",
+        source="transformers, from_pretrained: device_map; refused by DeepSpeed ZeRO-3 there, too",
+        do="Remove the key: the engine shards.",
+    ),
+    "AT158": Explanation(
+        refused="`expert_parallel_size` above 1",
+        why="experts are not spread over ranks here",
+        source="README.md, What it does not do yet",
+        do="Use 1: ZeRO-3 and FSDP2 shard the experts' parameters with the others.",
+    ),
 }
 RETIRED = {
     "AT118": "refused sequences longer than a sliding window, which are masked now",

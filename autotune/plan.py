@@ -70,6 +70,9 @@ class Plan:
     DeepSpeed's own default of 5e8 elements would swamp a small model's memory and make two
     strategies differ by a setting nobody chose.
     """
+    hpz: int = 1
+    """ZeRO-3 only: ranks next to one another that hold a second copy of the parameters between them
+    from a step's first forward on (ZeRO++ hpZ), so that later gathers stay among them; 1: none."""
 
     @property
     def world_size(self) -> int:
@@ -111,7 +114,11 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""
         values = ((name, getattr(self, name)) for name in _FIELDS)  # asdict is 20 times slower
-        return {name: str(v) if isinstance(v, StrEnum) else v for name, v in values}
+        return {
+            name: str(v) if isinstance(v, StrEnum) else v
+            for name, v in values
+            if name not in _LATER or v != _LATER[name]
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
@@ -143,6 +150,8 @@ class Plan:
         return " ".join(words)
 
 
+_LATER: dict[str, Any] = {"hpz": 1}
+"""Fields that recorded plans lack, and what they mean there: so that their ids stay the same."""
 _FIELDS = tuple(field.name for field in fields(Plan))
 _YOUNGER = {field.name: field.default for field in fields(Plan)
             if field.name in ("cp_backend", "heads_k_stride")}  # fmt: skip

@@ -338,6 +338,28 @@ def _ring_can_attend(case: _Case) -> _Broken:
     return (f"Ring attention cannot do {' nor '.join(named)}.", "Use Ulysses, or cp 1.")
 
 
+def _second_copy_fits(case: _Case) -> _Broken:
+    plan, ranks = case.plan, case.hardware.num_gpus
+    if plan.hpz == 1:
+        return None
+    fits = ranks % plan.hpz == 0 and plan.hpz < ranks
+    if plan.engine is Engine.DEEPSPEED and plan.zero_stage == 3 and fits:
+        if not plan.offload_params and plan.cp == 1:
+            return None
+        return (
+            f"ZeRO++ hpZ (zero_hpz_partition_size {plan.hpz}) with offloaded parameters or "
+            "sequence parallelism was never run.",
+            "Leave the one or the other out.",
+        )
+    legal = [str(size) for size in range(2, ranks) if ranks % size == 0]
+    return (
+        f"ZeRO++ hpZ (zero_hpz_partition_size {plan.hpz}) on {ranks} ranks of {plan.engine}"
+        f"{f' stage {plan.zero_stage}' if plan.zero_stage else ''}: the second copy belongs to "
+        "ZeRO-3, on groups that divide the ranks and are fewer.",
+        f"Sizes here: {', '.join(legal)}." if legal else "Use more ranks, or remove it.",
+    )
+
+
 RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT102": _cp_divides_ranks,
     "AT103": _batch_divides,
@@ -357,12 +379,15 @@ RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT120": _no_router_loss,
     "AT121": _model_noise_can_be_recomputed,
     "AT122": _ring_can_attend,
+    "AT150": _second_copy_fits,
     # Last, because where another rule is broken too, that one says why.
     "AT101": _world_size,
 }
 _STRATEGY_RULES = ("AT116", "AT117")
+_FILE_RULES = tuple(f"AT{number}" for number in range(151, 159))
+"""Of keys in a file that exclude one another: `autotune.config.combinations`."""
 
 
 def rule_codes() -> list[str]:
-    """Return every code a `Violation` can carry."""
-    return sorted([*RULES, *TRAINING_RULES, *_STRATEGY_RULES])
+    """Return every code that a refusal can carry."""
+    return sorted([*RULES, *TRAINING_RULES, *_STRATEGY_RULES, *_FILE_RULES])

@@ -128,9 +128,14 @@ def train(request: Request, log: TrainLog, starter: Starter | None = None) -> Tr
     log.show_new(now=True)
     document = {"outcome": str(ended.outcome), "output_dir": request.out_dir, "steps": 0}
     document |= _from_ranks(ended)
-    (out_dir / RUN_FILE).write_text(json.dumps(document, indent=1) + "\n")
+    write_run_file(out_dir, document)
     message = "" if ended.outcome is Outcome.OK else _why(ended, request, folder)
     return Trained(message=message, document=document)
+
+
+def write_run_file(out_dir: Path, document: dict[str, Any]) -> None:
+    """Write what a run came to into its folder."""
+    (out_dir / RUN_FILE).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _from_ranks(ended: Ended) -> dict[str, Any]:

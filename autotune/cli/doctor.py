@@ -1,16 +1,25 @@
-"""`autotune doctor`: what this machine has, and with `--measure` how fast it is."""
+"""`autotune doctor`: what this machine has, what will go wrong on it, and how fast it is."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autotune.cli.options import positive_int
+from autotune.cli.tables import make_console
+from autotune.units import parse_duration_s
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from autotune.doctor import Finding
     from autotune.timing.calibration import Calibration
 
 
@@ -34,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="measure this model's layers as well, and on CPU ranks its engines",
+        help="hold the host's memory against it; with --measure its layers are measured as well, "
+        "and on CPU ranks its engines",
     )
     parser.add_argument(
         "--seq-len",
@@ -54,6 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure the model on packed sequences (default: on)",
     )
     parser.add_argument(
+        "--nodes", type=positive_int, default=1, metavar="N", help="hosts of the runs to come"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="TIME",
+        default="30s",
+        help="how long an all-reduce of a pair of ranks may take (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-collectives",
+        action="store_true",
+        help="start no ranks: leave the all-reduce of every pair and of all out",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the calibration here, not into the cache"
     )
     parser.add_argument(
@@ -62,8 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what there is, or measure it; 1 when a part could not be measured."""
+    """Print what there is and what is wrong; 1 when something is broken or was not measured."""
     from autotune.calibrate.store import calibration_file, read_calibration, save_calibration
+    from autotune.doctor import Level
     from autotune.errors import AutotuneError
     from autotune.memory.fingerprint import machine_fingerprint
     from autotune.spec.nvml import nvml_devices
@@ -76,10 +101,14 @@ def run(args: argparse.Namespace) -> int:
     device: Literal["cuda", "cpu"] = args.device or ("cuda" if gpus else "cpu")
     ranks = args.gpus or (len(gpus) if device == "cuda" else 2)
     machine = machine_fingerprint(device).to_dict()
+    findings = _findings(args, device, ranks)
     notes: list[str] = []
     path: Path | None
     calibration: Calibration | None
-    if args.measure:
+    if args.measure and any(f.check == "allreduce" and f.level is Level.BROKEN for f in findings):
+        path, calibration = None, None
+        notes = ["the machine: its ranks do not reach one another, so that a sweep would hang"]
+    elif args.measure:
         calibration, notes = _measure(args, device, ranks)
         path = save_calibration(calibration, args.out)
     else:
@@ -93,12 +122,61 @@ def run(args: argparse.Namespace) -> int:
         "calibration_file": str(path) if path else None,
         "calibration": _summary(calibration) if calibration else None,
         "not_measured": notes,
+        "findings": [finding.to_dict() for finding in findings],
     }
     if args.json:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
     else:
         _print(document)
-    return int(bool(notes))
+        print_findings(findings, make_console())
+    return int(bool(notes) or any(finding.level is Level.BROKEN for finding in findings))
+
+
+def _findings(
+    args: argparse.Namespace, device: Literal["cuda", "cpu"], ranks: int
+) -> list[Finding]:
+    from autotune.doctor import Machine
+    from autotune.doctor.all_checks import examine
+    from autotune.spec.model import load_model
+
+    timeout_s = parse_duration_s(args.timeout)
+    model = load_model(args.model, any_family=True) if args.model else None
+    return examine(
+        Machine(),
+        device=device,
+        ranks=ranks,
+        nodes=args.nodes,
+        model=model.name if model else "",
+        num_parameters=model.num_parameters if model else None,
+        collectives_timeout_s=None if args.no_collectives else timeout_s,
+    )
+
+
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print a line a finding and, under what is not well, what to do; then how many there are."""
+    from rich.text import Text
+
+    from autotune.doctor import Level
+
+    styles = {Level.OK: "green", Level.NOTE: "dim", Level.WARNING: "yellow", Level.BROKEN: "red"}
+    width = max(len(finding.check) for finding in findings)
+    indent = " " * (len("warning") + width + 4)
+    room = max(20, console.width - len(indent))
+    console.print()
+    for finding in findings:
+        seen = textwrap.wrap(finding.seen, room, break_on_hyphens=False)
+        console.print(
+            Text(f"{finding.level:<7}", style=styles[finding.level]),
+            Text(f" {finding.check:<{width}}  {seen[0]}"),
+            soft_wrap=True,
+        )
+        do = textwrap.wrap(finding.do, room - 3, break_on_hyphens=False)
+        arrows = [("-> " if n == 0 else "   ") + line for n, line in enumerate(do)]
+        for line in [*seen[1:], *arrows]:
+            console.print(Text(indent + line), soft_wrap=True)
+    counts = Counter(finding.level for finding in findings)
+    told = ", ".join(f"{counts[level]} {level}" for level in reversed(Level) if counts[level])
+    console.print(Text(f"\n{told}."))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -106,7 +184,7 @@ def _check(args: argparse.Namespace) -> None:
 
     if args.measure:
         return
-    for name in ("model", "seq_len", "out"):
+    for name in ("seq_len", "out"):
         if getattr(args, name):
             flag = "--" + name.replace("_", "-")
             raise AutotuneError(f"{flag} says what to measure: give --measure with it.")

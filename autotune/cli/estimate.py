@@ -15,6 +15,7 @@ from autotune.cli.options import (
     memory_limit_from,
     use_knowledge,
 )
+from autotune.errors import AutotuneError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument(
         "config",
+        nargs="?",
         type=Path,
         metavar="CONFIG.yml",
         help="an Axolotl configuration; or, with --model, accelerate's or a DeepSpeed JSON",
+    )
+    parser.add_argument(
+        "--from", dest="start", type=Path, metavar="CONFIG", help="the same, as search says it"
     )
     add_hardware_arguments(parser)
     add_starting_point_arguments(parser)
@@ -54,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
     from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
 
-    loaded = load_any(args.config, starting_point_from(args), any_family=True)
+    path = _config_path(args)
+    loaded = load_any(path, starting_point_from(args), any_family=True)
     if loaded.kind is not FileKind.AXOLOTL:
-        sys.stderr.write(f"{args.config}: read as {loaded.kind} configuration\n")
+        sys.stderr.write(f"{path}: read as {loaded.kind} configuration\n")
     config = loaded.config
     limit = memory_limit_from(args)
     hardware = (
@@ -84,6 +90,15 @@ def run(args: argparse.Namespace) -> int:
     for violation in estimate.violations:
         sys.stderr.write(f"autotune: {violation}\n")
     return 2 if estimate.violations else 0
+
+
+def _config_path(args: argparse.Namespace) -> Path:
+    given = [path for path in (args.config, args.start) if path is not None]
+    if len(given) != 1:
+        raise AutotuneError(
+            "estimate takes one configuration: autotune estimate CONFIG.yml, or --from CONFIG.yml."
+        )
+    return Path(given[0])
 
 
 def _print(

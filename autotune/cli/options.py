@@ -87,11 +87,11 @@ def comma_list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
+def add_model_argument(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--model``."""
     parser.add_argument(
         "--model",
-        required=True,
+        required=required,
         metavar="NAME",
         help="a catalogue name (qwen3-8b), a Hub id, a folder with a config.json, or a config.json",
     )
@@ -103,33 +103,29 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seq-len",
         type=positive_int,
-        default=_DEFAULTS.seq_len,
         metavar="TOKENS",
-        help="tokens a sequence (default: %(default)s)",
+        help=f"tokens a sequence (default: {_DEFAULTS.seq_len})",
     )
     group.add_argument(
         "--global-batch-size",
         type=positive_int,
-        default=_DEFAULTS.global_batch_size,
         metavar="N",
-        help="sequences an optimizer step, over all GPUs (default: %(default)s)",
+        help=f"sequences an optimizer step, over all GPUs (default: {_DEFAULTS.global_batch_size})",
     )
     group.add_argument(
         "--precision",
         choices=[str(p) for p in Precision],
-        default=str(_DEFAULTS.precision),
-        help="bf16 compute over fp32 master weights, or fp32 throughout (default: %(default)s)",
+        help="bf16 compute over fp32 master weights, or fp32 throughout (default: "
+        f"{_DEFAULTS.precision})",
     )
     group.add_argument(
         "--optimizer",
         choices=get_args(OptimizerName),
-        default=_DEFAULTS.optimizer,
-        help="default: %(default)s; those in 8 bits are bitsandbytes'",
+        help=f"default: {_DEFAULTS.optimizer}; those in 8 bits are bitsandbytes'",
     )
     group.add_argument(
         "--packing",
         action=argparse.BooleanOptionalAction,
-        default=_DEFAULTS.packing,
         help="several documents in one sequence, attention inside each (default: on)",
     )
     group.add_argument(
@@ -140,9 +136,8 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lora-r",
         type=positive_int,
-        default=Lora().r,
         metavar="R",
-        help="rank of the adapter (default: %(default)s)",
+        help=f"rank of the adapter (default: {Lora().r})",
     )
     group.add_argument(
         "--liger",
@@ -156,26 +151,43 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def workload_from(args: argparse.Namespace, model: ModelSpec) -> Workload:
-    """Build the workload the flags state; an adapter targets every projection of the model."""
-    return Workload(
-        seq_len=args.seq_len,
-        global_batch_size=args.global_batch_size,
-        precision=Precision(args.precision),
-        optimizer=args.optimizer,
-        packing=args.packing,
-        adapter=_adapter_from(args, model) if args.adapter else None,
-        liger=tuple(LigerKernel) if args.liger else (),
-        chunked_loss=args.chunked_loss,
+def workload_from(
+    args: argparse.Namespace, model: ModelSpec, start: Workload = _DEFAULTS
+) -> Workload:
+    """Build the workload the flags state; an adapter targets every projection of the model.
+
+    Args:
+        args: What was given.
+        model: Names the projections.
+        start: What holds where no flag says otherwise.
+    """
+    given = {
+        "seq_len": args.seq_len,
+        "global_batch_size": args.global_batch_size,
+        "precision": args.precision and Precision(args.precision),
+        "optimizer": args.optimizer,
+        "packing": args.packing,
+        "liger": tuple(LigerKernel) if args.liger else None,
+        "chunked_loss": args.chunked_loss or None,
+    }
+    stated = {name: value for name, value in given.items() if value is not None}
+    return Workload.model_validate(
+        {name: getattr(start, name) for name in Workload.model_fields}
+        | stated
+        | {"adapter": _adapter_from(args, model, start.adapter)}
     )
 
 
-def _adapter_from(args: argparse.Namespace, model: ModelSpec) -> Lora:
-    return Lora(
-        r=args.lora_r,
-        target_modules=tuple(model.linears),
-        base_storage=BaseStorage.NF4_DOUBLE if args.adapter == "qlora" else None,
-    )
+def _adapter_from(args: argparse.Namespace, model: ModelSpec, start: Lora | None) -> Lora | None:
+    if args.adapter:
+        return Lora(
+            r=args.lora_r or Lora().r,
+            target_modules=tuple(model.linears),
+            base_storage=BaseStorage.NF4_DOUBLE if args.adapter == "qlora" else None,
+        )
+    if start is not None and args.lora_r:
+        return start.model_copy(update={"r": args.lora_r})
+    return start
 
 
 def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,15 @@ from autotune.cli.options import (
     seed_number,
     use_knowledge,
     whole_number,
-    workload_from,
+)
+from autotune.cli.start import (
+    add_start_arguments,
+    datasets_of,
+    read_given,
+    start_of,
+    start_words,
+    strategies_of,
+    workload_of,
 )
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.plan import CpBackend, Recompute
@@ -39,12 +47,15 @@ if TYPE_CHECKING:
     from autotune.search.parallel import Slot
     from autotune.search.study import Contract
     from autotune.search.tuner import Stopped
+    from autotune.spec.strategy import Strategy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
-    add_model_argument(parser)
-    parser.add_argument("--gpus", type=positive_int, required=True, metavar="N")
+    add_model_argument(parser, required=False)
+    parser.add_argument(
+        "--gpus", type=positive_int, metavar="N", help="number of GPUs (ranks); --from may say it"
+    )
     parser.add_argument(
         "--device",
         choices=["cuda", "cpu"],
@@ -62,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="study folder; the same command in it resumes (default: reports/MODEL-Ngpu)",
     )
+    add_start_arguments(parser)
     add_workload_arguments(parser)
     add_data_arguments(parser)
     add_knowledge_argument(parser)
@@ -160,12 +172,11 @@ def run(args: argparse.Namespace) -> int:
         open_study,
         write_json,
     )
-    from autotune.spec.strategy import load_strategies
     from autotune.trial.interrupts import first_interrupt_only
     from autotune.trial.store import RecordStore
 
     budget_s = parse_duration_s(args.budget) if args.budget else None
-    contract = _contract(args)
+    contract, strategies = _contract(args)
     use_knowledge(args)
     if follow_if_told(args, args.gpus, args.device):
         return 0
@@ -174,11 +185,12 @@ def run(args: argparse.Namespace) -> int:
         contract.model,
         contract.workload,
         contract.hardware,
-        load_strategies(args.strategies),
+        strategies,
         micro_batches=contract.micro_batches,
         cp_degrees=contract.cp_degrees,
         cp_backends=[CpBackend(name) for name in contract.cp_backends] or None,
         recompute=[Recompute(mode) for mode in contract.recompute],
+        also=[contract.start.plan] if contract.start else [],
         residuals=residuals_for(contract.hardware),
         calibration=calibration,
     )
@@ -199,6 +211,8 @@ def run(args: argparse.Namespace) -> int:
         rejected = rules + left_out
         progress = LiveProgress()
         progress.note(_contract_words(contract, folder, resumed, len(families)))
+        if contract.start is not None:
+            progress.note(start_words(contract.start))
         if calibration is None and args.nodes == 1:
             progress.note(
                 "Times are predicted by formulas alone; measured ones make the search shorter: "
@@ -238,40 +252,48 @@ def run(args: argparse.Namespace) -> int:
     return _answer(args, study, stopped, folder)
 
 
-def _contract(args: argparse.Namespace) -> Contract:
+def _contract(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
+    """Return what the study holds, and the strategies behind its names."""
     from autotune.search.study import Contract
     from autotune.spec.hardware import detect_nodes
-    from autotune.spec.model import load_model
-    from autotune.spec.strategy import load_strategies
     from autotune.trial.packages import check_packages
 
+    given = read_given(args)
+    args.gpus = given.num_gpus
     ranks_per_node(args, args.gpus)  # refuses what does not go together
     limit = memory_limit_from(args)
     dataset = dataset_from(args)
-    model = load_model(args.model)
-    workload = workload_from(args, model)
-    if dataset is None:  # the study says what it measured, also to a later version's defaults
+    workload = workload_of(args, given)
+    datasets = datasets_of(given)
+    if dataset is not None:
+        datasets = [dataset]
+    if not datasets:  # the study says what it measured, also to a later version's defaults
         mean = workload.synthetic_document_tokens
         workload = workload.model_copy(update={"mean_document_tokens": mean})
     check_packages(workload)
     if args.device == "cpu":
         _check_cores(ranks_per_node(args, args.gpus))
-    return Contract(
-        model=model,
-        base_model=args.model,
+    hardware = detect_nodes(args.gpus, args.nodes, args.device, limit)
+    start = start_of(args, given, workload, hardware)
+    strategies = strategies_of(args, given.model, workload.precision, start)
+    contract = Contract(
+        model=given.model,
+        base_model=given.model_name,
         workload=workload,
-        hardware=detect_nodes(args.gpus, args.nodes, args.device, limit),
+        hardware=hardware,
         device=args.device,
-        strategies=[strategy.name for strategy in load_strategies(args.strategies)],
+        strategies=[strategy.name for strategy in strategies],
         micro_batches=_integers(args.micro_batches, "--micro-batches"),
         cp_degrees=_integers(args.sequence_parallel, "--sequence-parallel") or [1, 2, 4],
         cp_backends=_cp_backends(args.sequence_parallel_by),
         recompute=_recompute_modes(args.recompute),
         memory_limit_bytes=limit,
-        datasets=[dataset] if dataset else [],
+        datasets=datasets,
         seed=args.seed,
         sampler=args.sampler,
+        start=start,
     )
+    return contract, strategies
 
 
 def _job(args: argparse.Namespace, contract: Contract) -> Any:

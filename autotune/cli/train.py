@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument(
         "--val-set-size", type=held_out, metavar="X", help="share (below 1) or number of sequences"
     )
+    run_group.add_argument("--eval-batch-size", type=positive_int, metavar="N")
+    parser.add_argument(
+        "--no-ladder",
+        action="store_true",
+        help="stop at out-of-memory, instead of going on with a smaller micro batch, recomputation "
+        "or offload at the same global batch",
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -65,22 +72,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; the log is shown as it is written."""
     from autotune.config import load_config
-    from autotune.training import TrainLog, train
-    from autotune.trial.checkpoint import step_of
+    from autotune.ladder import ladder_below, train_down
+    from autotune.spec.hardware import detect_nodes
 
     config = load_config(args.config, {"deepspeed": args.deepspeed} if args.deepspeed else None)
     request = _request(args, config)
     num_gpus = request.plan_object().world_size
     if follow_if_told(args, num_gpus, request.device):
         return 0
-    assert request.train is not None
-    resumed = request.train.resume_from
-    log = TrainLog(Path(request.out_dir), sys.stderr, step_of(Path(resumed)) if resumed else None)
-    log.announce(request)
+    ladder = None
+    if not args.no_ladder:
+        ladder = ladder_below(
+            request.plan_object(),
+            config.model,
+            request.workload,
+            detect_nodes(num_gpus, args.nodes, request.device),
+            config.autotune.ladder,
+        )
     with leading(args, num_gpus, request.device) as starter:
         if starter is not None:
             starter.build_native_ops(request)
-        ended = train(request, log, starter)
+        ended = train_down(request, ladder, sys.stderr, starter)
     if ended.message:
         raise NothingFitsError(ended.message)
     if args.json:
@@ -154,5 +166,7 @@ def _datasets(args: argparse.Namespace, config: RunConfig) -> list[DatasetSource
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, object]:
-    names = ("max_steps", "learning_rate", "save_steps", "eval_steps", "val_set_size")
+    names = (
+        "max_steps", "learning_rate", "save_steps", "eval_steps", "eval_batch_size", "val_set_size",
+    )  # fmt: skip
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -40,7 +40,7 @@ class AutotuneBlock(BaseModel):
     """Id of the measured plan; it differs from the file's own plan once the file was edited."""
     measured: dict[str, Any] = Field(default_factory=dict)
     ladder: tuple[LadderRung, ...] = ()
-    """Where to go, in order, when the run meets OOM: for a person to read, nothing takes it yet."""
+    """Where `train` goes, in order, when the run meets OOM; see `autotune.ladder`."""
 
 
 def read_block(values: object, where: str) -> AutotuneBlock:

@@ -151,9 +151,10 @@ def _read_zero(
     for key in _OTHER_ZERO_ALGORITHMS:
         if _is_on(zero.raw(key)):
             raise zero.error(key, "It is not run here: remove it.")
-    if zero.integer("zero_hpz_partition_size", 1) != 1:
-        raise zero.error("zero_hpz_partition_size", "It is not run here: remove it, or use "
-                         "fsdp_config with dp_replicate_size.")  # fmt: skip
+    hpz = zero.integer("zero_hpz_partition_size", 1)
+    if hpz > 1 and stage != 3:
+        raise zero.error("zero_hpz_partition_size", "Only stage 3 gathers parameters: use stage 3, "
+                         "or remove it.")  # fmt: skip
     if _is_on(zero.raw("cpu_offload")) or _is_on(zero.raw("cpu_offload_param")):
         raise AutotuneError(
             f"{where}: zero_optimization: cpu_offload is DeepSpeed's old spelling. "
@@ -175,6 +176,7 @@ def _read_zero(
         offload_optimizer=offload_optimizer,
         offload_params=offload_params,
         bucket_elements=bucket,
+        hpz=max(1, hpz),
         config=config,
         warnings=tuple(warnings),
     )

@@ -38,8 +38,8 @@ def read_layout(top: Section, where: str, model: ModelSpec) -> Layout:
     micro_batch = top.integer("micro_batch_size", 1, minimum=1)
     tp = top.integer("tensor_parallel_size", 1, minimum=1)
     if tp > 1:
-        raise top.error("tensor_parallel_size", "Tensor parallelism is not run here yet: use 1 "
-                        "and, for long sequences, context_parallel_size.")  # fmt: skip
+        raise top.error("tensor_parallel_size", "[AT115] Tensor parallelism is not run here yet: "
+                        "use 1 and, for long sequences, context_parallel_size.")  # fmt: skip
     cp = top.integer("context_parallel_size", minimum=1)
     old_cp = top.integer("sequence_parallel_degree", minimum=1)
     if cp is not None and old_cp is not None and cp != old_cp:
@@ -114,14 +114,14 @@ def build_plan(sharding: Sharding, layout: Layout, num_gpus: int, where: str) ->
         raise AutotuneError(f"{num_gpus} GPUs: give a number of at least 1.")
     if num_gpus % layout.cp:
         raise AutotuneError(
-            f"{where}: context_parallel_size {layout.cp} does not divide {num_gpus} GPUs. "
+            f"{where}: [AT102] context_parallel_size {layout.cp} does not divide {num_gpus} GPUs. "
             f"{_divisors_hint(num_gpus)}"
         )
     groups = num_gpus // layout.cp
     dp_shard, dp_replicate = _data_parallel(sharding, layout, groups, where)
     if dp_shard * dp_replicate != groups:
         raise AutotuneError(
-            f"{where}: dp_shard_size {dp_shard} x dp_replicate_size {dp_replicate} x "
+            f"{where}: [AT101] dp_shard_size {dp_shard} x dp_replicate_size {dp_replicate} x "
             f"context_parallel_size {layout.cp} = {dp_shard * dp_replicate * layout.cp}, but there "
             f"are {num_gpus} GPUs. Make the product equal, or leave dp_shard_size out."
         )
@@ -142,6 +142,7 @@ def build_plan(sharding: Sharding, layout: Layout, num_gpus: int, where: str) ->
         grad_accum_steps=layout.grad_accum_steps,
         recompute=recompute,
         bucket_elements=sharding.bucket_elements,
+        hpz=sharding.hpz,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from autotune.config.adapters import LORA_KEYS, read_adapter
 from autotune.config.block import AutotuneBlock, read_block
 from autotune.config.canonical import canonical_keys
+from autotune.config.combinations import check_combinations
 from autotune.config.datasets import (
     read_data_settings,
     read_datasets,
@@ -149,6 +150,7 @@ def read_config(given: Mapping[str, Any], path: Path, *, any_family: bool = Fals
     check_known(given, catalogue.top_level, where)
     check_nested(given, catalogue.nested_keys, where)
     values, deprecation = canonical_keys(given, where)
+    check_combinations(values, where)
     top = Section(values, where)
     base_model, model = _read_model(top, path.parent, where, any_family=any_family)
     layout = read_layout(top, where, model)
@@ -242,11 +244,6 @@ def _read_model(
 def _read_engine(top: Section, folder: Path, where: str, batch: BatchContract) -> EngineSettings:
     fsdp = read_fsdp(top, where)
     given = top.raw("deepspeed")
-    if fsdp and given is not None:
-        raise AutotuneError(
-            f"{where}: deepspeed and fsdp_config exclude each other (Axolotl would drop deepspeed "
-            "in silence). Remove one of them."
-        )
     if given is not None:
         values, label = find_deepspeed(given, folder, where)
         return read_deepspeed(values, label, batch)

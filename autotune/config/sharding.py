@@ -19,6 +19,7 @@ class Sharding:
     offload_optimizer: bool = False
     offload_params: bool = False
     bucket_elements: int = 0
+    hpz: int = 1
     activation_checkpointing: bool = False
     """FSDP's own switch; it asks for the same recompute as `gradient_checkpointing`."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -36,7 +37,8 @@ class Sharding:
                 (True, True): "_offload_params",
                 (False, True): "_offload_params_only",
             }[self.offload_optimizer, self.offload_params]
-            return f"zero{self.zero_stage}{offload}"
+            second = f"_hpz{self.hpz}" if self.hpz > 1 else ""
+            return f"zero{self.zero_stage}{second}{offload}"
         name = "hsdp" if dp_replicate > 1 else "fsdp2"
         reshard = "" if self.reshard_after_forward else "_no_reshard"
         return f"{name}{reshard}{'_offload' if self.offload_params else ''}"

@@ -68,5 +68,6 @@ def strategy_from_deepspeed(value: str, model: ModelSpec, precision: Precision) 
             "zero_stage": sharding.zero_stage,
             "offload_optimizer": sharding.offload_optimizer,
             "offload_params": sharding.offload_params,
+            "hpz": sharding.hpz,
         }
     )

@@ -122,6 +122,7 @@ def read_train_settings(
         max_grad_norm=DEFAULT_MAX_GRAD_NORM if max_grad_norm is None else max_grad_norm,
         logging_steps=top.integer("logging_steps", 1, minimum=1),
         eval_steps=top.integer("eval_steps", minimum=1),
+        eval_batch_size=top.integer("eval_batch_size", minimum=1),
         save_steps=top.integer("save_steps", minimum=1),
         save_total_limit=top.integer("save_total_limit", minimum=1),
         val_set_size=top.number("val_set_size", 0.0),

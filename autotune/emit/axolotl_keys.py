@@ -105,6 +105,7 @@ def schedule_keys(train: TrainSettings) -> dict[str, Any]:
         "max_steps": train.max_steps,
         "logging_steps": train.logging_steps,
         "eval_steps": train.eval_steps,
+        "eval_batch_size": train.eval_batch_size,
         "save_steps": train.save_steps,
         "save_total_limit": train.save_total_limit,
         "use_tensorboard": train.use_tensorboard or None,

@@ -115,4 +115,6 @@ def _zero(plan: Plan, model: ModelSpec, *, device: Literal["cuda", "cpu"]) -> di
             "stage3_max_reuse_distance": _MAX_LIVE_PARAMETERS,
             "stage3_gather_16bit_weights_on_model_save": True,
         }
+    if plan.hpz > 1:
+        zero["zero_hpz_partition_size"] = plan.hpz
     return zero

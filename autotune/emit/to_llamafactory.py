@@ -137,6 +137,7 @@ def _train_keys(job: Job) -> dict[str, Any]:
         "logging_steps": train.logging_steps,
         "eval_strategy": "steps" if train.eval_steps else None,
         "eval_steps": train.eval_steps,
+        "per_device_eval_batch_size": train.eval_batch_size,
         "save_strategy": "steps" if train.save_steps else "no",
         "save_steps": train.save_steps,
         "save_total_limit": train.save_total_limit,

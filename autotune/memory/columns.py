@@ -21,7 +21,7 @@ NUMBERS = (
 """Fields of a plan in which the plans of one layout may differ."""
 _alike = attrgetter(
     "strategy", "engine", "zero_stage", "reshard_after_forward", "offload_optimizer",
-    "offload_params", "recompute", "tp", "cp_backend", "heads_k_stride",
+    "offload_params", "recompute", "tp", "cp_backend", "heads_k_stride", "hpz",
 )  # fmt: skip
 _numbers = attrgetter(*NUMBERS)
 

@@ -149,6 +149,7 @@ def walk_of(
         world=replicas * shards * cp,
         steps=steps,
         bucket=np.where(bucket > 0, bucket, float(model.hidden_size**2)),
+        hpz=plan.hpz,
     )
     base = packed_base(model, setup.quantised, setup.compute_bytes) if setup.quantised else None
     engine = engine_memory(sizes, runs, plan, base)

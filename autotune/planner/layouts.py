@@ -25,12 +25,14 @@ def enumerate_plans(
     cp_degrees: Sequence[int] = CP_DEGREES,
     cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    also: Sequence[Plan] = (),
 ) -> list[Plan]:
     """Return every plan of the space, the illegal layouts once each so that a rule can say why.
 
     The accumulation follows from the exact global batch. Without `micro_batches` the powers of two
     that divide a rank's sequences are taken, and all of them at once (accumulation 1). Without
     `cp_backends` sequences are split by Ulysses, and by the ring where its heads do not divide.
+    The plans `also` come in addition, each of one of the strategies.
     """
     plans = []
     for strategy in strategies:
@@ -38,7 +40,8 @@ def enumerate_plans(
             for mode in recompute:
                 layout = make_plan(strategy, hardware, cp=cp, cp_backend=backend, recompute=mode)
                 plans += _with_batches(layout, workload, micro_batches)
-    return plans
+    known = {plan.id for plan in plans} if also else set()
+    return plans + [plan for plan in also if plan.id not in known]
 
 
 def _sequence_splits(
@@ -69,7 +72,7 @@ def make_plan(
         case Replicate.ALL:
             dp_replicate, dp_shard = data_parallel, 1
         case Replicate.HYBRID:
-            dp_replicate = max(2, hardware.num_nodes)
+            dp_replicate = strategy.copies or max(2, hardware.num_nodes)
             dp_shard = max(1, data_parallel // dp_replicate)
         case Replicate.NONE:
             dp_replicate, dp_shard = 1, data_parallel
@@ -87,6 +90,8 @@ def make_plan(
         micro_batch_size=micro_batch_size,
         grad_accum_steps=grad_accum_steps,
         recompute=recompute,
+        bucket_elements=strategy.bucket_elements,
+        hpz=strategy.hpz,
     )
 
 

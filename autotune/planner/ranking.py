@@ -53,6 +53,7 @@ def rank_plans(
     cp_degrees: Sequence[int] = CP_DEGREES,
     cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    also: Sequence[Plan] = (),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
 ) -> Ranking:
@@ -71,6 +72,7 @@ def rank_plans(
         cp_degrees=cp_degrees,
         cp_backends=cp_backends,
         recompute=recompute,
+        also=also,
         residuals=residuals,
         calibration=calibration,
     )
@@ -89,6 +91,7 @@ def estimate_space(
     cp_degrees: Sequence[int] = CP_DEGREES,
     cp_backends: Sequence[CpBackend] | None = None,
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
+    also: Sequence[Plan] = (),
     residuals: Residuals | None = None,
     calibration: Calibration | None = None,
 ) -> Ranking:
@@ -107,6 +110,7 @@ def estimate_space(
         cp_degrees=cp_degrees,
         cp_backends=cp_backends,
         recompute=recompute,
+        also=also,
     )
     by_name = {strategy.name: strategy for strategy in strategies}
     rejected, legal = [], []

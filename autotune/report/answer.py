@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from autotune.report import words
+from autotune.report.started import versus_start
 from autotune.report.study import Study
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
@@ -44,6 +45,8 @@ class Answer:
     remarks: tuple[str, ...] = ()
     confirmed: bool = False
     """Whether the winner's figures are those of launches of its own, which its rivals' are not."""
+    start: str = ""
+    """What the configuration that the search started from reached; empty where it had none."""
 
     @property
     def ties(self) -> tuple[Rival, ...]:
@@ -69,6 +72,7 @@ def find_answer(study: Study) -> Answer:
         winner=winner,
         rivals=rivals,
         confirmed=bool(_confirmation(study)),
+        start="" if winner is None else versus_start(study, standing, winner),
         launch_spread=spread,
         is_final=study.has_ended and study.summary_is_current,
         remarks=remarks,
@@ -132,10 +136,12 @@ def explain(answer: Answer) -> list[str]:
     """Say why the winner won, a sentence a string."""
     if answer.winner is None:
         return []
+    start = [answer.start] if answer.start else []
     if not answer.rivals:
-        return ["No other configuration ran to the end, so there is nothing to compare it with."]
+        alone = "No other configuration ran to the end, so there is nothing to compare it with."
+        return [alone, *start]
     if answer.confirmed:  # a ladder's figure is not to be held against a confirmed one
-        return list(answer.remarks)
+        return [*answer.remarks, *start]
     sentences = [_versus(answer.rivals[0]), *_tie_sentence(answer)]
     if answer.launch_spread is not None:
         sentences.append(
@@ -147,7 +153,7 @@ def explain(answer: Answer) -> list[str]:
             "No plan was measured in two launches: the noise is that of the steps inside a launch, "
             "and two launches of one plan can differ by more."
         )
-    return [*sentences, *answer.remarks]
+    return [*sentences, *answer.remarks, *start]
 
 
 def advise(study: Study) -> list[str]:

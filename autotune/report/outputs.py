@@ -108,7 +108,7 @@ class Outputs:
             contract.model,
             contract.workload,
             plan,
-            train=TrainSettings(),
+            train=contract.start.train if contract.start else TrainSettings(),
             datasets=contract.datasets,
             output_dir=str(self._folder / "model-out"),
             seed=self._seed,

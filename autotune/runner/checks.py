@@ -170,6 +170,7 @@ def _engine_running(trainer: AutotuneTrainer) -> str:
 def _check_deepspeed(engine: Any, plan: Plan, workload: Workload) -> dict[str, Any]:
     zero = engine._config.zero_config
     _expect("ZeRO stage", plan.zero_stage, engine.zero_optimization_stage())
+    _expect("ranks of a second copy", plan.hpz, max(1, engine.zero_hpz_partition_size()))
     offloaded = zero.offload_optimizer is not None and str(zero.offload_optimizer.device) != "none"
     _expect(
         "optimizer offload",

@@ -67,9 +67,9 @@ class Session:
         """Return the loader of the held-out sequences, if there are any."""
         if self.data.validation is None:
             return None
-        return EvalLoader(
-            self.data.validation, micro_batch_size=self.plan.micro_batch_size, **self.place
-        )
+        settings = self.request.train
+        size = (settings.eval_batch_size if settings else None) or self.plan.micro_batch_size
+        return EvalLoader(self.data.validation, micro_batch_size=size, **self.place)
 
 
 def open_session(request: Request, answer: Answer) -> Session:

@@ -23,6 +23,7 @@ from autotune import __version__
 from autotune.errors import AutotuneError
 from autotune.search.content import data_digest, tokenizer_digest
 from autotune.search.space import Space
+from autotune.search.start import Start
 from autotune.spec.hardware import HardwareSpec, cpu_name
 from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource
@@ -67,6 +68,8 @@ class Contract:
     """What chose the order of the trials: another would go on from what it would not have asked."""
     cp_backends: Sequence[str] = ()
     """How sequences are split; none given: as their heads allow."""
+    start: Start | None = None
+    """The configuration the search starts from, which is in its space."""
 
     @cached_property
     def _digests(self) -> tuple[list[str | None], str | None]:
@@ -107,6 +110,7 @@ class Contract:
             ],
             "seed": self.seed,
             "sampler": self.sampler,
+            **({"start": self.start.to_dict()} if self.start else {}),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": _versions(),
         }

@@ -46,6 +46,12 @@ class Strategy(BaseModel):
     offload_params: bool = False
     """Keep the sharded parameters in host memory."""
     replicate: Replicate = Replicate.NONE
+    copies: int | None = Field(default=None, ge=2)
+    """Of a hybrid: how many; None is one a node, and two on one node."""
+    bucket_elements: int = Field(default=0, ge=0)
+    """DeepSpeed only: its buckets, in elements; 0 means hidden squared."""
+    hpz: int = Field(default=1, ge=1)
+    """ZeRO-3 only: `zero_hpz_partition_size`, the ranks of a node; see `Plan.hpz`."""
     supports_sequence_parallel: bool = True
     supports_lora: bool = True
 

@@ -111,6 +111,8 @@ class TrainSettings(BaseModel):
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     logging_steps: int = 1
+    eval_batch_size: int | None = None
+    """Sequences of an evaluation step and data-parallel rank; None takes the micro batch."""
     eval_steps: int | None = None
     """None evaluates at the end of the run alone."""
     save_steps: int | None = None

@@ -7,6 +7,7 @@ Sources: PyTorch 2.13 (`torch/distributed/fsdp/_fully_shard`, DDP's reducer), De
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,15 @@ def traffic_of(
             # of the turn from forward to backward.
             again = max(0.0, total - _ZERO3_REUSE_ELEMENTS / 2)
             forward = gather(total, pieces)
-            backward = scatter(pieces) + (gather(again, pieces) if again else zero)
+            regather = gather(again, pieces) if again else zero
+            if plan.hpz > 1:
+                # From the first forward on every gather reads the second copy, among `hpz` ranks.
+                near = partial(links.seconds, Collective.ALL_GATHER, calls=pieces)
+                inside = np.full(len(numbers), float(plan.hpz))
+                steps = numbers[:, 1]
+                forward = (forward + (steps - 1) * near(width * total, inside)) / steps
+                regather = near(width * again, inside) if again else zero
+            backward = scatter(pieces) + regather
         case Engine.FSDP2:
             forward = gather(total)
             backward = forward if plan.reshard_after_forward else zero

@@ -127,6 +127,11 @@ def forking(folder: Path) -> Iterator[None]:
         _SERVERS.remove(server)
 
 
+def forking_starter() -> ForkServer | None:
+    """Return what forks the ranks inside `forking`."""
+    return _SERVERS[-1] if _SERVERS else None
+
+
 def run_well(request: Request) -> Ended:
     """Run to the end, or fail the test with the rank's last words."""
     ended = run(request, starter=_SERVERS[-1]) if _SERVERS else run(request)

@@ -36,6 +36,7 @@ PLANS = {
     "zero3_bf16_cpuoffload_params.json": (3, False, True),
     "zero3_bf16_cpuoffload_optimizer.json": (3, True, False),
     "zero3_bf16_cpuoffload_all.json": (3, True, True),
+    "zero3_bf16_hpz.json": (3, False, False),
 }
 QUICK = ("zero1_torch_compile.json",)
 
@@ -119,6 +120,7 @@ def test_zero3_on_one_gpu_needs_no_environment(
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
         for name in preset_names()
+        if name != "zero3_bf16_hpz.json"  # for two nodes: test_the_second_copy_... runs it on 4
     ],
 )
 def test_a_file_by_hand_trains_with_the_preset(preset: str, tmp_path: Path, corpus: Path) -> None:

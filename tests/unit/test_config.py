@@ -219,7 +219,7 @@ def test_presets_are_listed():
         "zero1.json", "zero1_torch_compile.json", "zero2.json", "zero2_cpuoffload.json",
         "zero3.json",
         "zero3_bf16.json", "zero3_bf16_cpuoffload_all.json", "zero3_bf16_cpuoffload_optimizer.json",
-        "zero3_bf16_cpuoffload_params.json",
+        "zero3_bf16_cpuoffload_params.json", "zero3_bf16_hpz.json",
     ]  # fmt: skip
 
 

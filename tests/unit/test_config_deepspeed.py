@@ -49,6 +49,7 @@ def refusal(load, deepspeed, **extra) -> str:
         ("zero3_bf16_cpuoffload_params.json", "zero3_offload_params_only"),
         ("zero3_bf16_cpuoffload_optimizer.json", "zero3_offload_optimizer"),
         ("zero3_bf16_cpuoffload_all.json", "zero3_offload_params"),
+        ("zero3_bf16_hpz.json", "zero3_hpz8"),
     ],
 )
 def test_presets(load, preset, strategy, tmp_path, monkeypatch):
@@ -111,7 +112,7 @@ def test_malformed_json(load, tmp_path):
         (zero(3, offload_param={"device": "nvme"}), "Allowed: none, cpu"),
         (zero(3, offload_optimizer={"device": "cpu", "ratio": 0.5}), "Partial"),
         (zero(2, cpu_offload=True), "offload_optimizer"),
-        (zero(3, zero_hpz_partition_size=8), "dp_replicate_size"),
+        (zero(2, zero_hpz_partition_size=8), "Only stage 3"),
         (zero(3, zero_quantized_weights=True), "zero_quantized_weights"),
         (zero() | {"fp16": {"enabled": True}}, "fp16 is not run here"),
         (zero() | {"bf16": {"enabled": False}}, "The YAML says bf16"),

@@ -20,7 +20,7 @@ LAYERS = [
     {"calibrate"},
     {"config"},
     {"emit", "migrate"},
-    {"search", "training", "capacity"},
+    {"search", "training", "capacity", "doctor", "ladder"},
     {"report"},
     {"cli", "__main__"},
 ]

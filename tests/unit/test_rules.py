@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.config.combinations import FILE_RULES
 from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.rules import check_plan, check_strategy, rule_codes
 from autotune.spec.hardware import load_hardware
@@ -86,6 +87,7 @@ EXAMPLES = {
         "already",
     ),
     "AT139": (DDP, changed(activation_offloading=True), "gradient_checkpointing: true besides"),
+    "AT150": (replace(ZERO, zero_stage=3, hpz=4), WORKLOAD, "Sizes here: 2."),
 }
 
 
@@ -113,6 +115,7 @@ def test_example(code):
         (replace(FSDP, recompute=Recompute.FULL), changed(activation_offloading=True)),
         (replace(ZERO, zero_stage=3, offload_params=True), WORKLOAD),
         (replace(FSDP, offload_params=True, offload_optimizer=True), WORKLOAD),
+        (replace(ZERO, zero_stage=3, hpz=2), WORKLOAD),
         (replace(FSDP, dp_replicate=2, dp_shard=2), WORKLOAD),
         (replace(FSDP, dp_shard=1, cp=4, grad_accum_steps=16), WORKLOAD),
         (replace(DDP, dp_replicate=2, cp=2, grad_accum_steps=8), WORKLOAD),
@@ -137,6 +140,10 @@ def test_one_rank_runs_sharding_engines(plan):
         (replace(FSDP, offload_params=True), "AT110"),
         (replace(FSDP, offload_optimizer=True), "AT110"),
         (replace(DDP, offload_optimizer=True), "AT111"),
+        (replace(ZERO, hpz=2), "AT150"),
+        (replace(ZERO, zero_stage=3, hpz=3), "AT150"),
+        (replace(FSDP, hpz=2), "AT150"),
+        (replace(ZERO, zero_stage=3, hpz=2, offload_params=True, offload_optimizer=True), "AT150"),
     ],
 )
 def test_other_forms(plan, code):
@@ -205,4 +212,4 @@ def test_every_code_is_documented_and_has_an_example():
     assert len(codes) == len(set(codes))
     table = Path(__file__).parents[2].joinpath("docs/rules.md").read_text()
     assert re.findall(r"^\| (AT\d+) \|", table, re.MULTILINE) == codes
-    assert {*EXAMPLES, "AT116", "AT117"} == set(codes)
+    assert {*EXAMPLES, "AT116", "AT117", *FILE_RULES} == set(codes)

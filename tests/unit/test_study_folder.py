@@ -206,7 +206,7 @@ def test_the_study_says_how_long_its_synthetic_documents_are(
     parser = argparse.ArgumentParser()
     search.add_arguments(parser)
     args = "--model tiny-qwen3 --gpus 2 --device cpu --seq-len 512".split()
-    contract = search._contract(parser.parse_args([*args, *flags]))
+    contract, _ = search._contract(parser.parse_args([*args, *flags]))
     open_study(Path("study"), contract)
     held = json.loads(Path("study/study.json").read_text())
     assert held["workload"]["mean_document_tokens"] == tokens

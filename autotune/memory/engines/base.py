@@ -36,6 +36,8 @@ class Runs:
     """Micro-steps of an optimizer step."""
     bucket: Array
     """Elements of DeepSpeed's buckets."""
+    hpz: int = 1
+    """ZeRO-3: ranks that hold a second copy of the parameters between them; 1: there is none."""
 
 
 class Work(NamedTuple):

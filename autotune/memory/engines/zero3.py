@@ -28,6 +28,10 @@ class Zero3(EngineMemory):
         states["buckets"] = FP32 * self.runs.bucket
         if not self.runs.offload_params:
             states["parameters"] = self.width * self.shard(size.total)
+        if self.runs.hpz > 1:
+            # `_partition_param_sec`: in the compute type, from a parameter's first release until
+            # the optimizer's step, so at every peak.
+            states["parameters"] = states["parameters"] + self.width * size.total / self.runs.hpz
         if not self.runs.offload_optimizer:
             states["optimizer"] = self.optimizer_bytes(self._part)
             states["gradients"] = FP32 * self._part
