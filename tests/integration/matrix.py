@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
-from autotune.plan import Plan, Recompute
+from autotune.plan import CpBackend, Plan, Recompute
 from autotune.planner import make_plan
 from autotune.rules import check_plan, check_strategy
 from autotune.spec.hardware import HardwareSpec, detect_hardware
@@ -30,13 +30,15 @@ class Case:
     """`packed` (a mask of documents) or `plain` (causal)."""
     world: int
     cp: int
+    backend: str
+    """Of the split of sequences; `ulysses` where there is none."""
     recompute: str
 
     @property
     def name(self) -> str:
         return (
             f"{self.strategy}-{self.adapter}-{self.attention}-{self.world}r-cp{self.cp}"
-            f"-{self.recompute}"
+            f"{'-ring' * (self.backend == 'ring')}-{self.recompute}"
         )
 
     @property
@@ -58,17 +60,19 @@ class Case:
     @property
     def plan(self) -> Plan:
         strategy = STRATEGIES[self.strategy]
-        layout = make_plan(strategy, self.hardware, cp=self.cp, recompute=Recompute(self.recompute))
+        split = {"cp": self.cp, "cp_backend": CpBackend(self.backend)}
+        recompute = Recompute(self.recompute)
+        layout = make_plan(strategy, self.hardware, recompute=recompute, **split)
         # Two micro-steps where the ranks leave room for them.
         steps = GLOBAL_BATCH // max(1, layout.data_parallel_size)
         accumulated = 2 if steps % 2 == 0 else 1
         return make_plan(
             strategy,
             self.hardware,
-            cp=self.cp,
-            recompute=Recompute(self.recompute),
+            recompute=recompute,
             micro_batch_size=steps // accumulated,
             grad_accum_steps=accumulated,
+            **split,
         )
 
     def broken(self) -> list[str]:
@@ -81,7 +85,8 @@ class Case:
         """Return what the pairs are made of: what shards, and each of the other choices."""
         shards = self.strategy.replace("zero1", "zero12").replace("zero2", "zero12")
         engine = shards.partition("_")[0]
-        return engine, self.adapter, self.attention, self.world, self.cp, self.recompute
+        split = (self.cp, self.backend)
+        return engine, self.adapter, self.attention, self.world, split, self.recompute
 
 
 def every_case(cp_degrees: Iterable[int] = (1, 2, 4)) -> list[Case]:
@@ -89,11 +94,13 @@ def every_case(cp_degrees: Iterable[int] = (1, 2, 4)) -> list[Case]:
     return [
         Case(
             strategy=strategy, adapter=adapter, attention=attention, world=world, cp=cp,
-            recompute=recompute,
+            backend=backend, recompute=recompute,
         )
-        for strategy, adapter, attention, world, cp, recompute in product(
-            STRATEGIES, ("none", "lora"), ("plain", "packed"), (2, 4), cp_degrees, ("none", "full")
+        for strategy, adapter, attention, world, cp, backend, recompute in product(
+            STRATEGIES, ("none", "lora"), ("plain", "packed"), (2, 4), cp_degrees,
+            CpBackend, ("none", "full"),
         )
+        if cp > 1 or backend == CpBackend.ULYSSES
     ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Every legal combination starts, runs the engine it names, follows the one-process loss.
 
-`make test` runs ten that hold every pair of choices, `make test-slow` all. The illegal ones are
+`make test` runs fifteen that hold every pair of choices, `make test-slow` all. The illegal ones are
 in tests/unit/test_matrix.py.
 """
 

@@ -72,7 +72,7 @@ def test_refused_with_the_code_and_accepted_when_mended(tmp_path, code, wrong, r
         (f"dp_shard_size: 4\ndp_replicate_size: 4\n{FSDP2}", "AT101"),
         ("tensor_parallel_size: 2\n", "AT115"),
         ("deepspeed: zero3_bf16_hpz\nbf16: true\n", "AT150"),
-        ("context_parallel_size: 8\n", "AT106"),
+        ("context_parallel_size: 2\nsample_packing: true\nheads_k_stride: 3\n", "AT122"),
     ],
 )
 def test_layouts_that_no_launch_should_see(tmp_path, capsys, keys, code):

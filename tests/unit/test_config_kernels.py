@@ -118,8 +118,9 @@ def test_one_loss_at_a_time(load, text):
 
 
 def test_activation_offloading(load):
-    assert load("activation_offloading: true").contract.activation_offloading
-    assert "disk" in refusal(load, "activation_offloading: disk")
+    given = "gradient_checkpointing: true\nactivation_offloading: "
+    assert load(given + "true").contract.activation_offloading
+    assert "disk" in refusal(load, given + "disk")
 
 
 def test_a_number_of_chunks_is_kept(load):

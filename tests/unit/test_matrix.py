@@ -44,11 +44,12 @@ def request_of(case, folder):
 
 
 def test_the_command_takes_every_legal_one_and_refuses_every_other_with_its_code(folder, caplog):
-    legal, number = Counter(), 0
+    legal, seen = Counter(), Counter()
     for case in CASES:
         codes = case.broken()
-        number += not codes
-        if not codes and number % 5:  # all that is illegal; of what is legal a part, for the time
+        seen[case.strategy] += not codes
+        # All that is illegal; of what is legal a part, for the time.
+        if not codes and seen[case.strategy] > 3 and seen[case.strategy] % 7:
             continue
         if codes:
             with pytest.raises(AutotuneError, match=r"\[AT\d+\]") as caught:
@@ -68,7 +69,7 @@ def test_the_command_takes_every_legal_one_and_refuses_every_other_with_its_code
 def test_few_cases_hold_every_pair():
     legal = [case for case in CASES if not case.broken() and case.cp <= 2]
     chosen = covering(legal)
-    assert len(chosen) <= 12 and chosen == covering(legal)
+    assert len(chosen) <= 15 and chosen == covering(legal)
     wanted = set().union(*map(pairs_of, legal))
     assert set().union(*map(pairs_of, chosen)) == wanted
     assert {case.attention for case in chosen} == {"plain", "packed"}

@@ -43,7 +43,8 @@ def _record(row):
     plan = {}
     for field in fields(Plan):
         value = row[f"plan_{field.name}"]
-        plan[field.name] = value.item() if hasattr(value, "item") else value
+        if value != "" and not pd.isna(value):  # an empty cell: the field's default
+            plan[field.name] = value.item() if hasattr(value, "item") else value
     values = {}
     for field in fields(TrialRecord):
         if field.name == "plan":
