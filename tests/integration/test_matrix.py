@@ -20,7 +20,11 @@ LEGAL = [case for case in every_case() if not case.broken()]
 QUICK = covering([case for case in LEGAL if case.cp <= 2])
 
 
-def train(case: Case, folder: Path, corpus: Path, weights: Path, **changes: object) -> list[float]:
+Logged = tuple[list[float], list[float]]
+"""Loss and gradient norm of every step."""
+
+
+def train(case: Case, folder: Path, corpus: Path, weights: Path, **changes: object) -> Logged:
     request = training_request(
         case.plan, folder, data=corpus, workload=case.workload, weights=weights, max_steps=STEPS,
         learning_rate=0.3, max_grad_norm=0.0,
@@ -32,17 +36,17 @@ def train(case: Case, folder: Path, corpus: Path, weights: Path, **changes: obje
     assert asserted["groups"]["world"] == plan.world_size
     if plan.engine == "deepspeed":
         assert asserted["zero_stage"] == plan.zero_stage
-    return logged(folder, "loss")
+    return logged(folder, "loss"), logged(folder, "grad_norm")
 
 
 @pytest.fixture(scope="session")
 def one_process(
     tmp_path_factory: pytest.TempPathFactory, corpus: Path, initial_state: Path
-) -> Callable[[Case], list[float]]:
-    """Return the losses of one process for a case's adapter and attention, trained when asked."""
-    known: dict[tuple[str, str], list[float]] = {}
+) -> Callable[[Case], Logged]:
+    """Return what one process logs for a case's adapter and attention, trained when asked."""
+    known: dict[tuple[str, str], Logged] = {}
 
-    def get(case: Case) -> list[float]:
+    def get(case: Case) -> Logged:
         key = (case.adapter, case.attention)
         if key not in known:
             plan = make_plan("ddp", 1, micro_batch_size=GLOBAL_BATCH).to_dict()
@@ -63,12 +67,13 @@ def one_process(
 )
 def test_it_runs_and_follows_one_process(
     case: Case,
-    one_process: Callable[[Case], list[float]],
+    one_process: Callable[[Case], Logged],
     tmp_path: Path,
     corpus: Path,
     initial_state: Path,
 ) -> None:
-    want = one_process(case)
-    assert want[0] - want[-1] > (1e-3 if case.adapter == "lora" else 0.1)
-    got = train(case, tmp_path, corpus, initial_state)
-    assert got == pytest.approx(want, abs=1e-5)
+    want_loss, want_norm = one_process(case)
+    assert len(want_loss) == STEPS and min(want_norm) > 0.2, "it must train"
+    loss, norm = train(case, tmp_path, corpus, initial_state)
+    assert loss == pytest.approx(want_loss, abs=1e-5)
+    assert norm == pytest.approx(want_norm, rel=1e-4), "a gradient of another scale"
