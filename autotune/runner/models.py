@@ -56,7 +56,18 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
     if workload.adapter is not None:
         torch.manual_seed(request.seed)
         model = add_adapter(model, workload.adapter)
+        _keep_masters(model)
     return model
+
+
+def _keep_masters(model: torch.nn.Module) -> None:
+    """Hold trained weights in fp32, as everywhere: PEFT takes the type 4-bit weights are stored in.
+
+    DeepSpeed casts them itself and keeps masters of its own.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype is not torch.float32:
+            parameter.data = parameter.data.float()
 
 
 def _build_quantised(request: Request, storage: BaseStorage) -> PreTrainedModel:
