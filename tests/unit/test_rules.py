@@ -64,6 +64,11 @@ EXAMPLES = {
     "AT119": (replace(FSDP, recompute=Recompute.FULL), lora(dropout=0.1), "would drop different"),
     "AT120": (ZERO, WORKLOAD, "Set output_router_logits to false"),
     "AT121": (replace(FSDP, recompute=Recompute.FULL), WORKLOAD, "sets resid_pdrop with FSDP2"),
+    "AT130": (
+        replace(ZERO, zero_stage=3),
+        lora(dora=True, base_storage="nf4"),
+        "which DeepSpeed has not sharded",
+    ),
     "AT132": (FSDP, changed(optimizer="adamw_8bit"), "hands the optimizer shards"),
     "AT133": (
         replace(ZERO, offload_optimizer=True),
@@ -105,6 +110,8 @@ def test_example(code):
         (DDP, WORKLOAD),
         (ZERO, lora()),
         (ZERO, lora(base_storage="nf4_double", dora=True)),
+        (replace(ZERO, zero_stage=3), lora(base_storage="nf4_double")),
+        (replace(ZERO, zero_stage=3), lora(dora=True)),
         (FSDP, lora(base_storage="nf4", rslora=True)),
         (ZERO, changed(optimizer="paged_adamw_8bit", chunked_loss=True)),
         (FSDP, changed(liger=tuple(LigerKernel))),
