@@ -159,6 +159,13 @@ EXPLANATIONS: dict[str, Explanation] = {
         do="Use Ulysses (search: --sequence-parallel-by ulysses; a config without ring_attn_func "
         "and heads_k_stride), or cp 1; set heads_k_stride to a divisor of the key-value heads.",
     ),
+    "AT130": Explanation(
+        refused="DoRA over a base in 4 bits with ZeRO-3",
+        why="PEFT's unpacked weights are parameters that DeepSpeed never sharded",
+        source="run with PEFT 0.21 and DeepSpeed 0.19.8: 'Params4bit' object has no attribute "
+        "'ds_id' at the first step",
+        do="Use fsdp2, zero1 or zero2, or leave peft_use_dora or load_in_4bit out.",
+    ),
     "AT132": Explanation(
         refused="an 8-bit optimizer (`adamw_bnb_8bit`, `paged_adamw_8bit`) with FSDP2",
         why="FSDP2's shards are DTensors, which bitsandbytes' kernels do not take",

@@ -20,6 +20,19 @@ LIGER_FAMILIES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qw
 labels and which this project trains."""
 
 
+def _dora_gathers(
+    plan: Plan, model: ModelSpec, workload: Workload, hardware: HardwareSpec
+) -> _Broken:
+    adapter = workload.adapter
+    if adapter is None or not adapter.dora or not adapter.base_storage or plan.zero_stage != 3:
+        return None
+    return (
+        "DoRA over a base in 4 bits with ZeRO-3: to unpack the weights PEFT makes new parameters, "
+        "which DeepSpeed has not sharded and cannot follow.",
+        "Use fsdp2, zero1 or zero2, or leave peft_use_dora or load_in_4bit out.",
+    )
+
+
 def _eight_bit_shards(
     plan: Plan, model: ModelSpec, workload: Workload, hardware: HardwareSpec
 ) -> _Broken:
@@ -115,6 +128,7 @@ def _offloading_needs_recompute(
 
 
 TRAINING_RULES: dict[str, _Rule] = {
+    "AT130": _dora_gathers,
     "AT132": _eight_bit_shards,
     "AT133": _eight_bit_stays_on_device,
     "AT134": _paged_needs_cuda,

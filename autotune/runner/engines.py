@@ -155,13 +155,15 @@ def _optimizer_name(request: Request, plan: Plan) -> str:
 
 
 def _fsdp_config(request: Request, plan: Plan) -> dict[str, Any]:
+    adapter = request.workload.adapter
     return {
         "version": 2,
         "reshard_after_forward": plan.reshard_after_forward,
         "cpu_offload": plan.offload_params,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "state_dict_type": "SHARDED_STATE_DICT",
-        # Rank 0 alone holds the weights; the others' pages stay untouched until the broadcast.
-        "cpu_ram_efficient_loading": True,
+        # Rank 0 alone holds the weights; the others' pages stay untouched until the broadcast. A
+        # base in 4 bits every rank makes for itself: see autotune.runner.quantised.
+        "cpu_ram_efficient_loading": not (adapter and adapter.base_storage),
         "activation_checkpointing": plan.recompute is Recompute.FULL,
     }

@@ -56,7 +56,19 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
     if workload.adapter is not None:
         torch.manual_seed(request.seed)
         model = add_adapter(model, workload.adapter)
+        if plan.engine is not Engine.DEEPSPEED:
+            _keep_masters(model)
     return model
+
+
+def _keep_masters(model: torch.nn.Module) -> None:
+    """Hold trained weights in fp32, as everywhere: PEFT takes the type 4-bit weights are stored in.
+
+    DeepSpeed must have them in the compute type (ZeRO-3 would compute in fp32) and keeps masters.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype is not torch.float32:
+            parameter.data = parameter.data.float()
 
 
 def _build_quantised(request: Request, storage: BaseStorage) -> PreTrainedModel:

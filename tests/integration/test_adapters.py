@@ -28,7 +28,6 @@ CASES = [
     ("zero3", "dora", False),
     ("fsdp2", "dora", False),
     ("fsdp2", "nf4-dora", False),
-    ("zero3", "nf4-dora", False),
     ("zero2", "nf4-dora", True),
     ("zero2", "dora", False),
     ("ddp", "nf4", True),

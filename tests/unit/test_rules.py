@@ -67,6 +67,11 @@ EXAMPLES = {
     "AT120": (ZERO, WORKLOAD, "Set output_router_logits to false"),
     "AT121": (replace(FSDP, recompute=Recompute.FULL), WORKLOAD, "sets resid_pdrop with FSDP2"),
     "AT122": (replace(RING, heads_k_stride=3), WORKLOAD, "heads_k_stride 3 with 4 key-value heads"),
+    "AT130": (
+        replace(ZERO, zero_stage=3),
+        lora(dora=True, base_storage="nf4"),
+        "which DeepSpeed has not sharded",
+    ),
     "AT132": (FSDP, changed(optimizer="adamw_8bit"), "hands the optimizer shards"),
     "AT133": (
         replace(ZERO, offload_optimizer=True),
@@ -109,6 +114,8 @@ def test_example(code):
         (DDP, WORKLOAD),
         (ZERO, lora()),
         (ZERO, lora(base_storage="nf4_double", dora=True)),
+        (replace(ZERO, zero_stage=3), lora(base_storage="nf4_double")),
+        (replace(ZERO, zero_stage=3), lora(dora=True)),
         (FSDP, lora(base_storage="nf4", rslora=True)),
         (ZERO, changed(optimizer="paged_adamw_8bit", chunked_loss=True)),
         (FSDP, changed(liger=tuple(LigerKernel))),
