@@ -20,7 +20,8 @@ CPU_TORCH := torch==2.13.0
 DEMO := demo
 DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-batch-size 8 \
 	--strategies zero1,zero2,zero3,fsdp2,fsdp2_no_reshard --sequence-parallel 1,2 \
-	--recompute none --micro-batches 1,2,4 --memory-limit 260MiB
+	--sequence-parallel-by ulysses,ring --recompute none,full --micro-batches 1,2,4 \
+	--memory-limit 260MiB
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
