@@ -235,9 +235,8 @@ EXPLANATIONS: dict[str, Explanation] = {
         do="Add fsdp_version: 2 with fsdp_config, or remove the key.",
     ),
     "AT153": Explanation(
-        refused="`activation_offloading` or `selective_checkpointing` without "
-        "`gradient_checkpointing`",
-        why="they say what becomes of what checkpointing keeps",
+        refused="`selective_checkpointing` without `gradient_checkpointing`",
+        why="it says what becomes of what checkpointing keeps",
         source="axolotl/utils/schemas/validation.py (0.19)",
         do="Add gradient_checkpointing: true, or remove the key.",
     ),

@@ -52,13 +52,12 @@ def _needs_fsdp2(values: Mapping[str, Any]) -> _Broken:
     return (f"{' and '.join(given)} belongs to FSDP2.", "Add fsdp_version: 2 with fsdp_config.")
 
 
-def _offloads_what_is_kept(values: Mapping[str, Any]) -> _Broken:
-    keys = ("activation_offloading", "selective_checkpointing")
-    given = [key for key in keys if values.get(key)]
-    if not given or values.get("gradient_checkpointing"):
+def _selects_what_is_kept(values: Mapping[str, Any]) -> _Broken:
+    # Activation offloading without it is AT139.
+    if not values.get("selective_checkpointing") or values.get("gradient_checkpointing"):
         return None
     return (
-        f"{' and '.join(given)} without gradient_checkpointing: there is nothing to keep less of.",
+        "selective_checkpointing without gradient_checkpointing: there is nothing to keep less of.",
         "Add gradient_checkpointing: true.",
     )
 
@@ -113,7 +112,7 @@ def _expert_parallel(values: Mapping[str, Any]) -> _Broken:
 FILE_RULES: dict[str, Callable[[Mapping[str, Any]], _Broken]] = {
     "AT151": _two_engines,
     "AT152": _needs_fsdp2,
-    "AT153": _offloads_what_is_kept,
+    "AT153": _selects_what_is_kept,
     "AT154": _compiles_nothing,
     "AT155": _deepcompile,
     "AT156": _restarts_sharded,

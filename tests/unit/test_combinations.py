@@ -25,7 +25,7 @@ EXAMPLES = {
     ],
     "AT153": [
         (
-            "activation_offloading: true\n",
+            "selective_checkpointing: true\ngradient_checkpointing: false\n",
             "gradient_checkpointing: true\nselective_checkpointing: false\n",
         ),
         ("selective_checkpointing: true\n", "gradient_checkpointing: true\n"),
