@@ -292,19 +292,12 @@ RINGS = [RING, *(replace(RING, packed=True, gathered=wide) for wide in ((4, 2), 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_ring_is_traced_without_its_ranks():
-    """It saves what was counted by hand, and holds what it gathers of more ranks and heads."""
+    """It saves what was counted by hand, however much it gathers."""
     model = load_model("tiny-qwen3")  # 4 key-value heads
     profiles = trace_profiles(model.hf_config, RINGS)
     for key, profile in zip(RINGS, profiles, strict=True):
         counted = closed_form_profile(model, key)
         assert profile.kinds[-1].forward.end == counted.kinds[-1].forward.end
-    length = 4096  # where a layer's backward is highest in the ring, not at its weights' gradients
-    highest = [max(at(i.bytes, 1, length) for i in p.kinds[-1].backward.peaks) for p in profiles]
-    _, two_heads, four_heads, eight_ranks = highest
-    assert two_heads < four_heads
-    # Of 4 ranks more, 4 heads: keys and values twice, their gradients once, in 2 bytes.
-    more = 4 * 4 * 2 * 6 * length * model.head_dim
-    assert eight_ranks - four_heads == pytest.approx(more, rel=0.01)
 
 
 def test_layers_that_differ_are_told_apart():
