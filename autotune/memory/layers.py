@@ -208,7 +208,8 @@ class LayerInventory:
 
         Plain: a buffer of each gradient and its fp32 sum, and on their way two blocks of keys and
         values and one of their sums. Packed: the gradients, keys and values of all ranks twice and
-        their gradients once, `heads_k_stride` heads at a time.
+        their gradients once, `heads_k_stride` heads at a time; counted for all sequences, though
+        one is gathered at a time, so that the larger of this and the FFN's is one at every size.
         """
         if not self._ring:
             return 0
@@ -217,4 +218,4 @@ class LayerInventory:
         if not self.workload.packing:
             return (queries + keys) * (width + FP32) + keys * (2 * width + FP32)
         heads = model.head_dim * self.plan.heads_k_stride
-        return width * (queries + keys + 6 * self.workload.seq_len * heads)
+        return width * (queries + keys + 6 * self.tokens * self.plan.cp * heads)

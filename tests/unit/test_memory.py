@@ -98,6 +98,19 @@ def test_what_travels_in_a_ring_counts():
     assert few == ffn < many
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_a_ring_has_a_closed_form_at_every_stride(stride):
+    """Of what lies highest in a layer's backward, the FFN or the ring, one is it at every size."""
+    packed = WORKLOAD.model_copy(update={"packing": True})
+    for cp in (2, 4, 8):
+        ring = plan("zero3", cp=cp, cp_backend=CpBackend.RING, heads_k_stride=stride)
+        key = setup_of(MODEL, packed, ring, HARDWARE).key
+        assert key.gathered == (cp, stride)
+        assert closed_form_profile(MODEL, key).source == "closed form"
+        tiny = load_model("tiny-qwen3")
+        assert closed_form_profile(tiny, key).source == "closed form"
+
+
 def test_degrees_of_a_ring_are_groups_of_their_own():
     ring = plan("zero3", cp=2, cp_backend=CpBackend.RING)
     plans = [ring, replace(ring, cp=4), replace(ring, cp=4, micro_batch_size=2), plan("zero3")]
