@@ -159,8 +159,7 @@ def train_down(
             {"plan": each.plan.to_dict(), "change": each.change, "freed_bytes": each.freed_bytes}
             for each in taken
         ]
-        if taken:
-            write_run_file(Path(request.out_dir), ended.document)
+        write_run_file(Path(request.out_dir), ended.document)
         if ladder is None or not _out_of_memory(ended, request):
             return ended
         failed = request.plan_object()

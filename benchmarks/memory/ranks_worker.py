@@ -103,11 +103,11 @@ class Phases:
         training_step, build = AutotuneTrainer.training_step, session_module.build_model
         pre_backward = FSDPState._pre_backward
 
-        def marked_loss(logits: Any, *rest: Any) -> Any:
+        def marked_loss(logits: Any, *rest: Any, **options: Any) -> Any:
             phases.enter("loss_forward")
             if logits.requires_grad:
                 logits.register_hook(lambda _: phases.enter("head_backward"))
-            value = loss(logits, *rest)
+            value = loss(logits, *rest, **options)
             phases._backward = value.requires_grad
             phases.enter("loss_backward")
             return value
