@@ -128,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number,
         default=FINALISTS,
         metavar="N",
-        help="finalists measured again in fresh processes; 0 for none (default: %(default)s)",
+        help="finalists measured again, each freshly forked; 0 for none (default: %(default)s)",
     )
     effort.add_argument(
         "--parallel",

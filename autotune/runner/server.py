@@ -15,7 +15,6 @@ fork; should anything have done so, it refuses to fork.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -30,8 +29,6 @@ from typing import Any, NoReturn
 
 from autotune.runner.answer import FORKED_VARIABLE, die_with_parent
 from autotune.runner.rank import run_rank
-from autotune.trial.native_ops import needed_ops
-from autotune.trial.protocol import Request, read_message
 
 _STARTED = time.monotonic()
 _ENVIRONMENT = dict(os.environ)
@@ -68,7 +65,6 @@ class Server:
         # Imports set variables, too, which a cold rank would have.
         self._set_by_imports = {k: v for k, v in os.environ.items() if _ENVIRONMENT.get(k) != v}
         self._file_pages = resident_file_pages()
-        self._operators: set[str] = set()
         self._say({"ready": time.monotonic() - _STARTED, "threads": self._threads})
 
     def serve(self) -> None:
@@ -102,7 +98,6 @@ class Server:
         if why is not None:
             self._say({"id": order["id"], "refused": why})
             return
-        self._load_operators(Path(order["request"]))
         with warnings.catch_warnings():
             # Python warns of every thread; those here are pools that prepare for a fork.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -117,20 +112,6 @@ class Server:
 
             traceback.print_exc()
             os._exit(1)
-
-    def _load_operators(self, request_file: Path) -> None:
-        """Load what a plan's ranks will use: each would take seconds for it, one after another."""
-        from autotune.runner.imports import load_operators
-        from autotune.runner.mappings import resident_file_pages
-
-        request = read_message(Request, request_file)
-        names = set(needed_ops(request.plan_object(), request.device))
-        if names <= self._operators:
-            return
-        with contextlib.suppress(RuntimeError, ImportError, OSError):  # the ranks will say so
-            load_operators(request)
-        self._operators |= names
-        self._file_pages = resident_file_pages()
 
     def _unsafe(self) -> str | None:
         """Say why a forked rank could not run, if so."""

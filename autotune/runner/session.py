@@ -18,7 +18,7 @@ from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
 from autotune.runner.data.packing import Sequences
 from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
 from autotune.runner.gauges import Gauge, make_gauge
-from autotune.runner.imports import import_everything, load_operators
+from autotune.runner.imports import import_everything
 from autotune.runner.liger import apply_liger
 from autotune.runner.models import build_model
 from autotune.runner.ring_package import load_ring_package
@@ -80,7 +80,6 @@ def open_session(request: Request, answer: Answer) -> Session:
     import_everything()
     answer.imported()
     plan = request.plan_object()
-    load_operators(request)
     start_process_group(request, plan)
     _set_attention(plan, request.device)
     data = build_sequences(request, cache_dir() / "tokenized")

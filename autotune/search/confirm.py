@@ -1,4 +1,4 @@
-"""Measure the finalists again: fresh processes, one plan a launch, in turns A B A B.
+"""Measure the finalists again: freshly forked, one plan a launch, in turns A B A B.
 
 What the search reports for its winner is then what a run of its own gave, not a rung of a ladder,
 and the best of many noisy measurements is not taken at its luckiest. Confirmations have a file of
@@ -25,6 +25,7 @@ from autotune.search.live import (
     records_of,
 )
 from autotune.trial.launch import run_launch
+from autotune.trial.native_ops import build_native_ops
 from autotune.trial.protocol import Outcome
 from autotune.trial.ranks import Starter
 from autotune.trial.record import TrialRecord
@@ -137,6 +138,7 @@ class Confirmer:
         )
         limits = self._job.confirming_limits(family, finalist, budget_ends)
         tag = {STUDY_VARIABLE: str(self._folder.resolve())}
+        build_native_ops(request, folder, environment=tag)  # no deadline runs while they build
         ended = run_launch(request, folder, limits, environment=tag, starter=self._starter)
         for text in ended.notes:
             self._progress.note(text)
