@@ -27,8 +27,8 @@ NEEDS_OPTUNA = {
     *(
         f"autotune.search.{name}"
         for name in (
-            "asker", "cost_model", "deepspeed_tuning", "list_samplers", "parameters", "samplers",
-            "told", "tuner",
+            "asker", "cost_model", "deepspeed_tuning", "finite_sampler", "list_samplers",
+            "parameters", "samplers", "told", "tuner",
         )
     ),
     "autotune.report.outputs",

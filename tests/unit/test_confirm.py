@@ -72,6 +72,8 @@ class Study:
         monkeypatch.setattr(confirm, "time", clock)
         monkeypatch.setattr(live, "time", clock)
         monkeypatch.setattr(confirm, "run_launch", self._run_launch)
+        self.built: set[Path] = set()
+        monkeypatch.setattr(confirm, "build_native_ops", self._build)
 
     @property
     def launched(self) -> list[Plan]:
@@ -83,7 +85,12 @@ class Study:
         confirmer = Confirmer(self.folder, self._job, book, self.said, ColdStarter())
         return confirmer.run(2, budget_ends)
 
+    def _build(self, request: Request, folder: Path, **more: Any) -> float:
+        self.built.add(folder)
+        return 0.0
+
     def _run_launch(self, request: Request, folder: Path, limits: Any, **more: Any) -> Ended:
+        assert folder in self.built, "no deadline runs while operators are built"
         self.requests.append(request)
         self.now += LAUNCH_S
         write_message(request, folder / REQUEST_FILE)

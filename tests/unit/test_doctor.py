@@ -341,7 +341,7 @@ class Nvml:
     """A node of three GPUs: 0 and 1 behind one NVLink switch, 2 across the CPUs, and busy."""
 
     def install(self, monkeypatch):
-        import pynvml
+        pynvml = pytest.importorskip("pynvml")
 
         unsupported = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         there = SimpleNamespace
@@ -400,8 +400,7 @@ def test_what_nvml_says_is_read(monkeypatch):
 
 
 def test_every_name_of_nvml_exists():
-    import pynvml
-
+    pynvml = pytest.importorskip("pynvml")
     text = (CHECKOUT / "autotune/doctor/gpus.py").read_text()
     names = set(re.findall(r"\bnvml\.((?:nvml|NVML)\w+)", text))
     assert len(names) > 15
