@@ -136,9 +136,9 @@ def test_allocator_retries_are_thrash(retries: int, outcome: Outcome):
     assert record.outcome is outcome
 
 
-@pytest.mark.parametrize(("used", "outcome"), [(97, Outcome.OK), (99, Outcome.THRASH)])
+@pytest.mark.parametrize(("used", "outcome"), [(979, Outcome.OK), (981, Outcome.THRASH)])
 def test_a_device_nearly_full_is_thrash(used: int, outcome: Outcome):
-    parts = accumulation(device_used_bytes=used, device_total_bytes=100)
+    parts = accumulation(device_used_bytes=used, device_total_bytes=1000)
     (record,) = read(request((1, 2)), [result(0, ok(1)), result(1, ok(1, parts))])
     assert record.outcome is outcome
 
