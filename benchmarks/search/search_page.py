@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recorded import recorded
+
 PAGE = Path(__file__).parents[2] / "docs" / "search.md"
 
 Figure = dict[str, Any]
@@ -18,6 +20,16 @@ def write_page(
     blocks = [_judged(figures, landscapes, samplers)]
     for name in landscapes:
         blocks += [f"\n`{name}`, all samplers:\n", _of(figures, name, samplers)]
+    head = ["figure", "value", "bar", "", "by"]
+    rows = [
+        [one.figure, f"{one.value:.3f}", one.bar, "pass" if one.passed else "**short**",
+         f"`{one.command}`"]
+        for one in recorded()
+    ]  # fmt: skip
+    blocks += [
+        "\nMeasured by other benchmarks:\n",
+        _table(["figure", "value", "bar", "", "by"], rows),
+    ]
     plots = "\n".join(f"![regret on {name}](images/regret-{name}.png)\n" for name in landscapes)
     text = PAGE.read_text()
     for name, block in (("figures", "\n".join(blocks)), ("plots", plots)):
