@@ -28,7 +28,7 @@ def write_page(
     ]  # fmt: skip
     blocks += [
         "\nMeasured by other benchmarks:\n",
-        _table(["figure", "value", "bar", "", "by"], rows),
+        _table(head, rows),
     ]
     plots = "\n".join(f"![regret on {name}](images/regret-{name}.png)\n" for name in landscapes)
     text = PAGE.read_text()
