@@ -18,10 +18,13 @@ PYTEST := $(RUN) -m pytest --timeout=900
 CPU_TORCH := torch==2.13.0
 
 DEMO := demo
-DEMO_SEARCH := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-batch-size 8 \
-	--strategies zero1,zero2,zero3,fsdp2,fsdp2_no_reshard --sequence-parallel 1,2 \
-	--sequence-parallel-by ulysses,ring --recompute none,full --micro-batches 1,2,4 \
-	--memory-limit 260MiB
+DEMO_JOB := --model tiny-qwen3 --gpus 2 --device cpu --seq-len 256 --global-batch-size 8
+DEMO_SEARCH := $(DEMO_JOB) --strategies zero1,zero2,zero3,fsdp2,fsdp2_no_reshard \
+	--sequence-parallel 1,2 --sequence-parallel-by ulysses,ring --recompute none,full \
+	--micro-batches 1,2,4 --memory-limit 260MiB
+# What an adapter trains is another job, so it has a study of its own, set beside the first.
+DEMO_LORA := $(DEMO_JOB) --adapter lora --strategies zero2,fsdp2 --micro-batches 2,4,8 \
+	--sequence-parallel 1 --confirm 1
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80
 
@@ -64,6 +67,8 @@ demo: $(SETUP)
 	$(RUN) -m autotune train $(DEMO)/study/best.yml --output-dir $(DEMO)/run $(DEMO_TRAIN)
 	$(RUN) -m autotune train $(DEMO)/study/best.yml --output-dir $(DEMO)/resumed $(DEMO_TRAIN) \
 		--resume $(DEMO)/run/checkpoint-$(DEMO_RESUME_STEP)
+	$(RUN) -m autotune search $(DEMO_LORA) --data $(DEMO)/corpus.jsonl --out $(DEMO)/lora
+	$(RUN) -m autotune report $(DEMO)/study $(DEMO)/lora
 	$(RUN) benchmarks/check_demo.py $(DEMO)
 
 test: $(SETUP)

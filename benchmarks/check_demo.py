@@ -21,19 +21,20 @@ LARGEST_DIFFERENCE = 0.0
 
 def main() -> int:
     folder = Path(sys.argv[1])
-    show_search(json.loads((folder / "study" / "summary.json").read_text()))
+    for study in ("study", "lora"):
+        show_search(study, json.loads((folder / study / "summary.json").read_text()))
     run, resumed = (read_log(folder / name / "log.jsonl") for name in ("run", "resumed"))
     checks = [held_out_loss_fell(run), resumed_alike(run, resumed)]
     print(f"report: {folder / 'study' / 'report.html'}")
     return 0 if all(checks) else 1
 
 
-def show_search(summary: dict[str, Any]) -> None:
+def show_search(study: str, summary: dict[str, Any]) -> None:
     outcomes = Counter(trial["outcome"] for trial in summary["trials"])
     tried = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     best = summary["best"]
     plan = best["plan"]
-    print(f"search: {tried} in {summary['launches']} launches, {summary['elapsed_s']:.0f} s")
+    print(f"{study}: {tried} in {summary['launches']} launches, {summary['elapsed_s']:.0f} s")
     print(
         f"best: {plan['strategy']}, sequence parallel {plan['cp']}, micro batch "
         f"{plan['micro_batch_size']} x accumulation {plan['grad_accum_steps']}, "

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune.runner.answer import FORKED_VARIABLE, die_with_parent
+from autotune.runner.cpu_info import ask_cpu_once
 from autotune.runner.rank import run_rank
 
 _STARTED = time.monotonic()
@@ -98,6 +99,8 @@ class Server:
         if why is not None:
             self._say({"id": order["id"], "refused": why})
             return
+        if _loads_cpu_adam(order["request"]):
+            ask_cpu_once()
         with warnings.catch_warnings():
             # Python warns of every thread; those here are pools that prepare for a fork.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -149,6 +152,11 @@ class Server:
             self._channel.sendall(json.dumps(message).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):  # the supervisor is gone
             os._exit(0)
+
+
+def _loads_cpu_adam(request: str) -> bool:
+    plan = json.loads(Path(request).read_text())["plan"]
+    return plan["engine"] == "deepspeed" and bool(plan.get("offload_optimizer"))
 
 
 def _redirect(log: str) -> None:

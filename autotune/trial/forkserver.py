@@ -119,7 +119,7 @@ class ForkServer:
                 if answer is not None:
                     self._give_up(answer)
             if self._refused is None:
-                self._give_up("the fork server died twice")
+                self._give_up("the fork server failed twice")
         return self._cold.start(number, folder, variables)
 
     def kill_stragglers(self, tag: str) -> None:
@@ -224,7 +224,13 @@ class ForkServer:
             return None
         deadline = time.monotonic() + _ANSWER_S
         while number not in self._answers:
-            if self._channel is None or time.monotonic() > deadline:
+            if self._channel is None:
+                return None
+            if time.monotonic() > deadline:
+                # Closed, not only given up: it might still fork what is asked for elsewhere then.
+                said = f"the fork server did not answer in {_ANSWER_S:.0f} s"
+                self.close(said)
+                self._notes.append(said)
                 return None
             self._listen(1.0)
         return self._answers.pop(number)

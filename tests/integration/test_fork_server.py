@@ -149,6 +149,29 @@ def waiting(folder: Path, **changes: Any) -> Request:
     )
 
 
+def test_the_processor_is_asked_about_once_and_only_for_cpu_adam(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cpuinfo
+
+    from autotune.runner.cpu_info import ask_cpu_once
+    from autotune.runner.server import _loads_cpu_adam
+
+    asked = []
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: asked.append(1) or {"arch": "X86_64"})
+    ask_cpu_once.cache_clear()
+    for _ in range(2):
+        ask_cpu_once()
+        assert cpuinfo.get_cpu_info() == {"arch": "X86_64"}
+    assert len(asked) == 1
+    for strategy, loads in {
+        "zero2_offload_optimizer": True, "fsdp2_offload": False, "zero2": False, "ddp": False
+    }.items():  # fmt: skip
+        request = trial_request(make_plan(strategy, 2), tmp_path, rungs=[(1, 1)])
+        (tmp_path / "request.json").write_text(request.model_dump_json())
+        assert _loads_cpu_adam(str(tmp_path / "request.json")) is loads
+
+
 def test_a_launch_measures_what_it_is_asked(server: ForkServer, tmp_path: Path) -> None:
     with ConversationalLaunch(waiting(tmp_path), tmp_path, LIMITS, starter=server) as launch:
         first = launch.measure(Rung(micro_batch_size=1, grad_accum_steps=4))

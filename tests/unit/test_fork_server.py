@@ -14,6 +14,7 @@ import pytest
 
 from autotune.plan import Engine, Plan
 from autotune.spec.workload import Workload
+from autotune.trial import forkserver
 from autotune.trial.conversation import ConversationalLaunch
 from autotune.trial.forkserver import ForkServer
 from autotune.trial.launch import run_launch
@@ -118,3 +119,20 @@ def test_a_death_is_not_held_against_a_later_server(server: ForkServer, tmp_path
         crashed = measured(other, DIES)
     assert crashed.outcome is Outcome.CRASHED and "ended with code 3" in crashed.message
     assert other.close().notes == []
+
+
+def test_a_server_that_does_not_answer_never_forks_what_another_was_asked_for(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forkserver, "_ANSWER_S", 0.5)
+    with launch(tmp_path / "1", server) as one:
+        assert measured(one, WELL).outcome is Outcome.OK
+    first = server.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    with launch(tmp_path / "2", server) as other:
+        record = measured(other, WELL)
+    assert record.outcome is Outcome.OK and record.launch_mode == "fork"
+    assert server.pid not in (None, first)
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
