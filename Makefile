@@ -23,7 +23,7 @@ DEMO_SEARCH := $(DEMO_JOB) --strategies zero1,zero2,zero3,fsdp2,fsdp2_no_reshard
 	--sequence-parallel 1,2 --sequence-parallel-by ulysses,ring --recompute none,full \
 	--micro-batches 1,2,4 --memory-limit 260MiB
 # What an adapter trains is another job, so it has a study of its own, set beside the first.
-DEMO_LORA := $(DEMO_JOB) --adapter lora --strategies zero2,fsdp2 --micro-batches 2,4,8 \
+DEMO_LORA := $(DEMO_JOB) --adapter lora --strategies zero2,fsdp2 --micro-batches 1,2,4 \
 	--sequence-parallel 1 --confirm 1
 DEMO_TRAIN := --learning-rate 3e-3 --max-steps 110 --eval-steps 55 --save-steps 80 --val-set-size 64
 DEMO_RESUME_STEP := 80

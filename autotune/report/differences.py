@@ -52,7 +52,8 @@ class Difference:
 
 def find_differences(first: Study, second: Study) -> list[Difference]:
     """Return every fact of the two contracts that differs, the gravest kind first."""
-    left, right = _facts(first), _facts(second)
+    left = _facts(first.contract, second.contract)
+    right = _facts(second.contract, first.contract)
     found = [
         Difference(
             kind=left.get(key, right.get(key, (Kind.WORK, "")))[0],
@@ -66,25 +67,28 @@ def find_differences(first: Study, second: Study) -> list[Difference]:
     return sorted(found, key=lambda d: list(Kind).index(d.kind))
 
 
-def _facts(study: Study) -> dict[str, tuple[Kind, str]]:
-    """Return every fact of the contract by name, with what a difference in it would mean."""
+def _facts(contract: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Kind, str]]:
+    """Return every fact of a contract by name, with what a difference in it would mean."""
     facts: dict[str, tuple[Kind, str]] = {}
-    for key, value in study.contract.items():
+    for key, value in contract.items():
         if key in _IGNORED:
             continue
         if key == "datasets":
             facts["data"] = (Kind.WORK, _datasets(value))
             continue
         kind = _KINDS.get(key, Kind.WORK)
-        facts |= {name: (kind, text) for name, text in _flat(key, value)}
+        facts |= {name: (kind, text) for name, text in _flat(key, value, other.get(key, {}))}
     return facts
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the facts inside a value, so that one changed number does not show a whole config."""
-    if isinstance(value, Mapping):
+def _flat(name: str, value: Any, other: Any) -> Iterator[tuple[str, str]]:
+    """Yield the facts inside a value, so that one changed number does not show a whole config.
+
+    Where the other study has one word for all of it, such as none, it is one fact here, too.
+    """
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
         for key, inner in value.items():
-            yield from _flat(f"{name}.{key}", inner)
+            yield from _flat(f"{name}.{key}", inner, other.get(key, {}))
         return
     if name.endswith("_bytes") and isinstance(value, int | None):
         name, value = name.removesuffix("_bytes"), words.size(value) if value else None
@@ -96,6 +100,8 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, list):
         return ", ".join(_text(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -10,6 +10,10 @@ Layouts: queries, keys, values and outputs ``[batch, seq, heads, head_dim]``, or
 log-sum-exp of the scores, natural logarithm, fp32, ``[batch, heads, seq]`` or ``[heads, tokens]``.
 Key-value heads may be fewer than heads. Causal with fewer queries than keys means that the last
 query sees the last key, as FlashAttention 2.1 and later do.
+
+On the CPU documents are computed in fp32. In bf16 oneDNN compiles a kernel for every length it
+meets and keeps it: 600 documents of up to 200 tokens grew a process by 800 MiB, and each new
+length took four times as long.
 """
 
 from __future__ import annotations
@@ -112,7 +116,9 @@ def _flash_attn_varlen_forward(
         whole, whole_lse = None, None
         for part, is_causal in _parts(queries, keys, causal):
             made, made_lse = _cpu_forward(
-                q[None, queries], k[None, part], v[None, part], softmax_scale, is_causal
+                *(x.float() for x in (q[None, queries], k[None, part], v[None, part])),
+                softmax_scale,
+                is_causal,
             )
             if whole is None or whole_lse is None:
                 whole, whole_lse = made, made_lse
@@ -156,16 +162,16 @@ def _flash_attn_varlen_backward(
             buffer.copy_(gradient)
         return
     for queries, keys in _documents(cu_seqlens_q, cu_seqlens_k):
-        for number, (part, is_causal) in enumerate(_parts(queries, keys, causal)):
+        own_dout, own_q, own_out = (x[None, queries].float() for x in (dout, q, out))
+        own_dq = torch.zeros_like(own_q)
+        for part, is_causal in _parts(queries, keys, causal):
             made_q, made_k, made_v = _cpu_backward(
-                dout[None, queries], q[None, queries], k[None, part], v[None, part],
-                out[None, queries], softmax_lse[None, :, queries], softmax_scale, is_causal,
+                own_dout, own_q, k[None, part].float(), v[None, part].float(), own_out,
+                softmax_lse[None, :, queries], softmax_scale, is_causal,
             )  # fmt: skip
-            if number:
-                dq[queries] += made_q[0]
-            else:
-                dq[queries] = made_q[0]
+            own_dq += made_q
             dk[part], dv[part] = made_k[0], made_v[0]
+        dq[queries] = own_dq[0]
 
 
 def _cpu_forward(

@@ -108,6 +108,13 @@ def test_model_and_hardware_differences_are_named(tmp_path):
     assert found["hardware.memory"] == (Kind.MACHINE, "8.00 GiB", "80.00 GiB")
 
 
+def test_an_adapter_against_none_is_one_difference(tmp_path):
+    workload = CONTRACT["workload"] | {"adapter": {"r": 16, "target_modules": ["q_proj"]}}
+    comparison = _compared(tmp_path, _records(), _records(), workload=workload)
+    found = [(d.name, d.first, d.second) for d in comparison.differences]
+    assert found == [("workload.adapter", "none", "r 16, target_modules q_proj")]
+
+
 def test_no_limit_against_one_is_one_difference_and_lists_are_words(tmp_path):
     changes = {"memory_limit_bytes": None, "strategies": ["ddp", "zero1"]}
     comparison = _compared(tmp_path, _records(), _records(), **changes)
