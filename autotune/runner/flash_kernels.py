@@ -116,7 +116,9 @@ def _flash_attn_varlen_forward(
         whole, whole_lse = None, None
         for part, is_causal in _parts(queries, keys, causal):
             made, made_lse = _cpu_forward(
-                *(x.float() for x in (q[None, queries], k[None, part], v[None, part])),
+                q[None, queries].float(),
+                k[None, part].float(),
+                v[None, part].float(),
                 softmax_scale,
                 is_causal,
             )
