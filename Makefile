@@ -73,7 +73,7 @@ demo: $(SETUP)
 
 test: $(SETUP)
 	$(PYTEST) -n 2 tests/unit tests/conformance -m 'not slow and not gpu'
-	$(PYTEST) tests/integration -m 'not slow and not gpu'
+	$(PYTEST) -n 2 --dist loadfile tests/integration -m 'not slow and not gpu'
 
 test-slow: $(SETUP)
 	$(PYTEST) tests -m 'slow and not gpu'

@@ -56,7 +56,8 @@ def lowest_transformers(pytestconfig: pytest.Config) -> Path:
     return target
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
 def test_trial_on_the_lowest_transformers(strategy, lowest_transformers, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(lowest_transformers))
     request = trial_request(make_plan(strategy, 2), tmp_path, rungs=[(1, 4), (2, 2)])

@@ -33,6 +33,7 @@ netns = _netns()
 
 
 @pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
+@pytest.mark.slow
 def test_a_host_that_dies_ends_the_trial_and_not_the_search(tmp_path: Path) -> None:
     """The first launch loses its second host; that one comes back, and the second launch ends."""
     study = tmp_path / "study"

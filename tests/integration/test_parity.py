@@ -58,6 +58,8 @@ SLOW = [
     ("ddp", 2, 2, 4, False),
     ("zero1", 2, 2, 4, False),
     ("zero2", 2, 2, 4, False),
+    ("zero3_offload_params", 2, 1, 2, False),
+    ("zero2", 4, 2, 2, False),
     ("zero3", 4, 2, 2, False),
     ("zero3", 2, 1, 4, True),
 ]
@@ -83,7 +85,7 @@ QUICK_RING = [
 QUICK = {
     ("sgd", True): [c for c in CASES if c not in SLOW],
     ("adamw", True): [
-        ("zero3", 2, 1, 2, False),
+        ("zero1", 2, 1, 2, False),
     ],
     ("sgd", False): [("fsdp2", 2, 1, 2, False)],
 }

@@ -38,7 +38,6 @@ PLANS = {
     "zero3_bf16_cpuoffload_all.json": (3, True, True),
     "zero3_bf16_hpz.json": (3, False, False),
 }
-QUICK = ("zero1_torch_compile.json",)
 
 # transformers fills "auto" from its own arguments before DeepSpeed sees the file.
 PARSE = """
@@ -117,12 +116,10 @@ def test_zero3_on_one_gpu_needs_no_environment(
 
 @pytest.mark.parametrize(
     "preset",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in preset_names()
-        if name != "zero3_bf16_hpz.json"  # for two nodes: test_the_second_copy_... runs it on 4
-    ],
+    # That of hpZ is for two nodes: test_the_second_copy_... runs it on 4 ranks.
+    [name for name in preset_names() if name != "zero3_bf16_hpz.json"],
 )
+@pytest.mark.slow
 def test_a_file_by_hand_trains_with_the_preset(preset: str, tmp_path: Path, corpus: Path) -> None:
     out = tmp_path / "out"
     config = write_config(tmp_path, corpus, deepspeed=f"deepspeed_configs/{preset}")
