@@ -78,7 +78,7 @@ def test_axolotl_takes_what_was_migrated(tmp_path: Path) -> None:
             tmp_path,
             f"trained-{name}",
             completed(COMMON + form.text),
-            Mesh(num_gpus=8, num_nodes=2) if "--gpus" in form.flags else None,
+            Mesh(num_gpus=4, num_nodes=2) if "--gpus" in form.flags else None,
             as_written="--as-written" in form.flags,
         )
         for name, form in AXOLOTL.items()
@@ -89,7 +89,9 @@ def test_axolotl_takes_what_was_migrated(tmp_path: Path) -> None:
     refused.write_text(completed(f"base_model: a\nfsdp_version: 2\n{FORMS['bitsandbytes']}"
                                  "fsdp_config: {reshard_after_forward: true}\n"))  # fmt: skip
     asked = [*paths, wrong, refused]
-    questions = [{"file": str(path), "ranks": 8} for path in asked]
+    questions = [
+        {"file": str(path), "ranks": 4 if path.stem.startswith("trained") else 8} for path in asked
+    ]
     answers = ask(python_of("axolotl"), "check_axolotl.py", questions, tmp_path)
     said = {path: each["error"] or "" for path, each in zip(asked, answers, strict=True)}
     # It does refuse: what stands in the file is looked at, and what FSDP2 cannot is noticed.
