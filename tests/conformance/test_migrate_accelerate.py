@@ -67,7 +67,7 @@ def test_accelerate_builds_fsdp2_from_what_was_migrated(tmp_path: Path) -> None:
         text=True,
         cwd=tmp_path,
         env=os.environ | {"HF_HOME": str(tmp_path)},
-        timeout=300,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("BUILT")]

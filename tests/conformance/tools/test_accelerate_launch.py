@@ -19,7 +19,7 @@ pytest.importorskip("deepspeed", reason="needs the training stack")
 
 from autotune.emit.job import Device, Job
 from autotune.emit.targets import export
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import Engine, Plan
 from autotune.spec.model import load_model
 from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision, Workload
@@ -57,7 +57,7 @@ def launch(plan: Plan, folder: Path, *options: str, device: Device = "cuda") -> 
         check=False,
         timeout=800,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[:3000] + done.stderr[-1000:]
     answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
     return answer
 
@@ -75,17 +75,13 @@ def test_ddp(tmp_path: Path) -> None:
     assert_followed(answer)
 
 
-@pytest.mark.parametrize("reshard", [True, False])
-def test_fsdp2(reshard: bool, tmp_path: Path) -> None:
+def test_fsdp2(tmp_path: Path) -> None:
     """What the file says of FSDP2, once accelerate is told to take CPU ranks for GPUs."""
-    plan = Plan(
-        strategy="fsdp2", engine=Engine.FSDP2, dp_shard=2, micro_batch_size=2,
-        reshard_after_forward=reshard, recompute=Recompute.NONE if reshard else Recompute.FULL,
-    )  # fmt: skip
+    plan = Plan(strategy="fsdp2", engine=Engine.FSDP2, dp_shard=2, micro_batch_size=2)
     answer = launch(plan, tmp_path, "gpus")
     assert (answer["model"], answer["ranks"]) == ("FSDP2", 2)
-    assert answer["resharded"] == [reshard] * 2
-    assert answer["recomputed"] == (0 if reshard else 2)
+    assert answer["resharded"] == [True] * 2
+    assert answer["recomputed"] == 0
     assert_followed(answer)
 
 
