@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from autotune.config.values import shorten
 from autotune.errors import AutotuneError
 
 
@@ -14,9 +15,15 @@ def check_out(path: Path | None) -> None:
     """Refuse a folder where a file is meant, before its name is used.
 
     Raises:
-        AutotuneError: `path` is a folder.
+        AutotuneError: `path` is a folder, or no path at all (a name too long).
     """
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    try:
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        raise AutotuneError(f"--out {shorten(str(path), 200)}: {_reason(error)}.") from None
+    if folder:
         raise AutotuneError(f"--out {path} is a folder. Give the path of a file in it.")
 
 
@@ -41,13 +48,19 @@ def write_files(files: Mapping[Path, str], *, force: bool) -> list[tuple[Path, s
 
 
 def _state(path: Path, text: str) -> str:
+    check_out(path)
     try:
-        check_out(path)
-        if not path.exists():
+        if not os.path.lexists(path):
             return "written"
+        if not path.exists():  # a link to nothing: somebody's, all the same
+            return "replaced"
         return "unchanged" if path.read_bytes() == text.encode() else "replaced"
     except (OSError, ValueError) as error:
-        raise AutotuneError(f"--out {path}: {error}.") from None
+        raise AutotuneError(f"--out {path}: {_reason(error)}.") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _write(path: Path, text: str) -> None:

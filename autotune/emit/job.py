@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from autotune.config.kernels import kernel_keys
 from autotune.config.run import RunConfig
 from autotune.emit.axolotl import base_model_of
+from autotune.emit.axolotl_keys import data_settings_keys, schedule_keys, workload_keys
 from autotune.plan import CpBackend, Plan, Recompute
 from autotune.spec.model import ModelSpec, load_model
 from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
@@ -95,7 +95,10 @@ class Exported:
 
 def cp_words(plan: Plan) -> str:
     """Return what splits a plan's sequences, as words of a sentence."""
-    return {CpBackend.ULYSSES: "Ulysses", CpBackend.RING: "ring attention"}[plan.cp_backend]
+    if plan.cp_backend is CpBackend.ULYSSES:
+        return "Ulysses"
+    stride = plan.heads_k_stride
+    return f"ring attention{f' with heads_k_stride: {stride}' if stride > 1 else ''}"
 
 
 def cannot_say(tool: str, keys: Mapping[str, Any], advice: str) -> list[str]:
@@ -123,22 +126,29 @@ def lost_fields(plan: Plan, fields: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in fields if getattr(plan, name) != getattr(default, name))
 
 
-def training_keys(job: Job) -> dict[str, Any]:
-    """Return what is trained, as Axolotl keys: what a target that lays out ranks cannot say."""
-    workload, train = job.workload, job.train
-    keys: dict[str, Any] = {
-        "base_model": job.base_model,
-        "sequence_len": workload.seq_len,
-        "sample_packing": workload.packing,
-        "optimizer": workload.optimizer,
-        "learning_rate": train.learning_rate,
-    }
-    if workload.adapter:
-        keys["adapter"] = "qlora" if workload.adapter.base_storage else "lora"
-    keys |= kernel_keys(workload)
-    if job.datasets:
-        keys["datasets"] = len(job.datasets)
-    return keys
+def training_keys(job: Job, said: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what is trained, as Axolotl keys: what a target that lays out ranks cannot say.
+
+    Everything that `best.yml` would say beside the plan, so that no setting is dropped in silence;
+    of the schedule, the data and the seed only what is not at its default.
+
+    Args:
+        job: What is exported.
+        said: Keys that the target has a word for.
+    """
+    train, workload = job.train, job.workload
+    keys: dict[str, Any] = {"base_model": job.base_model}
+    keys |= {key: value for key, value in workload_keys(workload).items() if key != "bf16"}
+    schedule, default = schedule_keys(train), schedule_keys(TrainSettings())
+    keys |= {key: value for key, value in schedule.items()
+             if key == "learning_rate" or value != default.get(key)}  # fmt: skip
+    if job.seed != Job.seed:
+        keys["seed"] = job.seed
+    keys |= data_settings_keys(job.data)
+    held_out = {"val_set_size": train.val_set_size, "datasets": len(job.datasets),
+                "test_datasets": len(job.test_datasets)}  # fmt: skip
+    keys |= {key: value for key, value in held_out.items() if value}
+    return {key: value for key, value in keys.items() if key not in set(said)}
 
 
 def _text(value: Any) -> str:

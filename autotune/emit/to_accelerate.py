@@ -18,10 +18,11 @@ from autotune.emit.job import (
 )
 from autotune.emit.to_deepspeed import json_text, standalone_config
 from autotune.errors import AutotuneError
-from autotune.plan import Engine, Recompute
+from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.workload import Precision
 
 _SCRIPT = "Say it in your script."
+_RANKS_A_NODE = 8
 _LOST = {
     Engine.DDP: ("micro_batch_size", "grad_accum_steps", "recompute"),
     Engine.FSDP2: ("micro_batch_size", "grad_accum_steps", "cp_backend", "heads_k_stride"),
@@ -72,13 +73,10 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
             f"accelerate, measured here was {cp_words(plan)}: memory and speed differ"
             + ("; it does not take sample_packing." if job.workload.packing else ".")
         )
-    if plan.world_size > 8:
-        warnings.append(
-            "num_machines is written as 1: state it with main_process_ip and machine_rank for "
-            f"{plan.world_size} ranks on several nodes."
-        )
-    unsaid = lost_plan_keys(plan, _LOST[plan.engine])
-    warnings += cannot_say("accelerate's file", unsaid | training_keys(job), _SCRIPT)
+    warnings += several_nodes(plan)
+    said = {"torch_compile"} | ({"max_grad_norm"} if plan.engine is Engine.DEEPSPEED else set())
+    unsaid = lost_plan_keys(plan, _LOST[plan.engine]) | training_keys(job, said)
+    warnings += cannot_say("accelerate's file", unsaid, _SCRIPT)
     lines = [f"{job.model.name} on {plan.world_size} ranks, {plan.describe()}.", *warnings]
     return Exported(
         files={file_name: comment(lines) + yaml_text(keys)} | files,
@@ -86,6 +84,16 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
         warnings=tuple(warnings),
         lost=lost_fields(plan, _LOST[plan.engine]),
     )
+
+
+def several_nodes(plan: Plan) -> list[str]:
+    """Return the warning that a file for more ranks than a node has names no nodes; or none."""
+    if plan.world_size <= _RANKS_A_NODE:
+        return []
+    return [
+        "num_machines is written as 1: state it with main_process_ip and machine_rank for "
+        f"{plan.world_size} ranks on several nodes."
+    ]
 
 
 def _check(job: Job) -> None:
@@ -112,7 +120,7 @@ def _distributed_type(job: Job) -> str:
 
 
 def _fsdp(job: Job) -> dict[str, Any]:
-    plan = job.plan
+    plan, adapter = job.plan, job.workload.adapter
     layer = decoder_layer_class(job.model)
     return {
         "fsdp_version": 2,
@@ -121,7 +129,8 @@ def _fsdp(job: Job) -> dict[str, Any]:
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         **({"fsdp_transformer_layer_cls_to_wrap": layer} if layer else {}),
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-        "fsdp_cpu_ram_efficient_loading": True,
+        # A base in 4 bits is quantised by every rank: rank 0 alone would have nothing to send.
+        "fsdp_cpu_ram_efficient_loading": not (adapter and adapter.base_storage),
         "fsdp_activation_checkpointing": plan.recompute is Recompute.FULL,
     }
 

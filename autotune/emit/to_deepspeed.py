@@ -33,8 +33,8 @@ def to_deepspeed(job: Job, file_name: str) -> Exported:
     if plan.cp > 1:
         # deepspeed.initialize makes its mesh of these two.
         config |= {"data_parallel_size": plan.dp_shard, "sequence_parallel_size": plan.cp}
-    warnings = cannot_say("DeepSpeed's JSON", lost_plan_keys(plan, _LOST) | training_keys(job),
-                          _SCRIPT)  # fmt: skip
+    unsaid = lost_plan_keys(plan, _LOST) | training_keys(job, ("max_grad_norm",))
+    warnings = cannot_say("DeepSpeed's JSON", unsaid, _SCRIPT)
     return Exported(
         files={file_name: json_text(config)},
         command=f"deepspeed --num_gpus {plan.world_size} SCRIPT --deepspeed_config {file_name}",

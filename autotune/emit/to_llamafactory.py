@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from autotune.config.kernels import kernel_keys
 from autotune.emit.axolotl_keys import OPTIMIZER_NAMES, comment, yaml_text
-from autotune.emit.job import Exported, Job, cannot_say
-from autotune.emit.to_accelerate import to_accelerate
+from autotune.emit.job import Exported, Job, cannot_say, training_keys
+from autotune.emit.to_accelerate import several_nodes, to_accelerate
 from autotune.emit.to_deepspeed import json_text, standalone_config
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Recompute
 from autotune.spec.workload import BaseStorage, Precision
 
+# What `_model_keys`, `_data_keys` and `_train_keys` write.
+_SAID = frozenset({
+    "base_model", "adapter", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
+    "peft_use_rslora", "peft_use_dora", "load_in_4bit", "bnb_config_kwargs", "sequence_len",
+    "sample_packing", "val_set_size", "train_on_inputs", "optimizer", "learning_rate",
+    "lr_scheduler", "warmup_steps", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "max_grad_norm", "num_epochs", "max_steps", "logging_steps", "eval_steps",
+    "eval_batch_size", "save_steps", "save_total_limit", "torch_compile", "seed", "datasets",
+})  # fmt: skip
 _LAUNCHER = "$(python -c 'import llamafactory; print(llamafactory.__path__[0])')/launcher.py"
 
 
@@ -38,7 +46,7 @@ def to_llamafactory(job: Job, file_name: str) -> Exported:
     command = (
         f"FORCE_TORCHRUN=1 NPROC_PER_NODE={plan.world_size} llamafactory-cli train {file_name}"
     )
-    warnings = cannot_say("LLaMA-Factory", _unsaid(job), "Split the data yourself.")
+    warnings = cannot_say("LLaMA-Factory", _unsaid(job), "The export is without them.")
     if job.workload.packing and _plain_text(job):
         warnings.append(
             "sample_packing: LLaMA-Factory's stage pt lets tokens of a packed sequence look at the "
@@ -52,6 +60,7 @@ def to_llamafactory(job: Job, file_name: str) -> Exported:
         name = f"{stem}.accelerate.yaml"
         beside = to_accelerate(job, name)
         files[name] = beside.files[name]
+        warnings += several_nodes(plan)
         command = f"accelerate launch --config_file {name} {_LAUNCHER} {file_name}"
         if plan.recompute is Recompute.FULL:
             # Said once, by the file of the engine: twice would recompute twice.
@@ -150,7 +159,4 @@ def _train_keys(job: Job) -> dict[str, Any]:
 
 
 def _unsaid(job: Job) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    if job.test_datasets:
-        keys["test_datasets"] = job.test_datasets
-    return keys | kernel_keys(job.workload)
+    return training_keys(job, _SAID)

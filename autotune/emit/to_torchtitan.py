@@ -7,8 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.config.kernels import kernel_keys
-from autotune.emit.job import Exported, Job, cannot_say, cp_words
+from autotune.emit.job import Exported, Job, cannot_say, cp_words, training_keys
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Recompute
 from autotune.spec.workload import Precision
@@ -116,8 +115,8 @@ def _check(job: Job) -> None:
         )
     if job.workload.adapter is not None:
         raise AutotuneError(
-            "--to torchtitan: adapter: lora has no flag there, and without it all parameters "
-            "would be trained. Use --to axolotl or llamafactory."
+            "--to torchtitan: an adapter (adapter: lora, qlora) has no flag there, and without it "
+            "all parameters would be trained. Use --to axolotl or llamafactory."
         )
     if plan.engine is Engine.DDP and plan.cp > 1:
         raise AutotuneError(
@@ -137,20 +136,19 @@ def _model(job: Job) -> str | None:
 
 def _unsaid(job: Job) -> dict[str, Any]:
     workload, train = job.workload, job.train
-    keys: dict[str, Any] = {"learning_rate": train.learning_rate}
-    if workload.optimizer != "adamw":
-        keys["optimizer"] = workload.optimizer
-    if train.lr_scheduler not in _DECAYS:
-        keys["lr_scheduler"] = train.lr_scheduler
-    if not workload.packing:
-        keys["sample_packing"] = False
-    if job.datasets:
-        keys["datasets"] = job.datasets
+    said = {"base_model", "sequence_len", "max_grad_norm", "warmup_steps", "seed", "torch_compile"}
+    if workload.optimizer == "adamw":
+        said.add("optimizer")
+    if workload.packing:  # it always packs
+        said.add("sample_packing")
+    if train.lr_scheduler in _DECAYS:
+        said.add("lr_scheduler")
+    if train.max_steps is not None:
+        said |= {"max_steps", "num_epochs"}
+    keys = training_keys(job, said)
     if train.max_steps is None:
         keys["num_epochs"] = train.num_epochs
-    if train.warmup_ratio is not None:
-        keys["warmup_ratio"] = train.warmup_ratio
-    return keys | kernel_keys(workload)
+    return keys
 
 
 def _script(words: list[str], world: int, nodes: int, model: str, flags: list[str]) -> str:

@@ -16,6 +16,7 @@ from autotune.errors import AutotuneError
 from autotune.migrate.document import Document
 from autotune.migrate.mesh import Mesh
 from autotune.migrate.notes import Notes
+from autotune.migrate.values import check_values
 
 _CONFIG = "fsdp_config"
 _RESHARD = "reshard_after_forward"
@@ -49,9 +50,10 @@ def migrate_accelerate(
     where = str(document.path)
     top = Section(document.values, where)
     section = top.section(_CONFIG)
-    if top.raw("distributed_type") != "FSDP" or section is None or not section.unread():
+    if top.text("distributed_type") != "FSDP" or section is None or not section.unread():
         notes.add("no FSDP in it (distributed_type: FSDP with fsdp_config), so nothing to migrate.")
         return
+    check_values(section)
     given = section.unread()
     values = _without_prefix(given, section)
     fsdp = Section(values, section.where)

@@ -18,6 +18,7 @@ from autotune.errors import AutotuneError
 from autotune.migrate.document import Document
 from autotune.migrate.mesh import Mesh
 from autotune.migrate.notes import Notes
+from autotune.migrate.values import check_values
 
 _CONFIG = "fsdp_config"
 _STATE_DICT = "fsdp_final_state_dict_type"
@@ -77,6 +78,7 @@ def _sizes(mesh: Mesh) -> dict[str, int]:
 
 
 def _check(top: Section, keys: FsdpKeys, where: str) -> None:
+    check_values(keys.section)
     if top.has("deepspeed"):
         raise AutotuneError(
             f"{where}: deepspeed and FSDP exclude each other (Axolotl would drop deepspeed in "

@@ -1,4 +1,7 @@
-"""A sampled space of plans: every strategy that ships, laid out every way the rules allow."""
+"""A sampled space of plans: every strategy that ships, laid out every way the rules allow.
+
+And what no shipped strategy has: ZeRO++'s second copy, rings of every stride, buckets of one's own.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from autotune.emit.job import Job
-from autotune.plan import Engine, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.planner import make_plan
 from autotune.rules import check_plan, check_strategy
 from autotune.spec.hardware import load_hardware
@@ -44,16 +47,20 @@ def _draws(chance: random.Random) -> Iterator[Job]:
     while True:
         strategy = chance.choice(strategies)
         hardware = load_hardware("h100-sxm", chance.choice([1, 2, 3, 4, 6, 8, 16]), None)
+        cp = chance.choice([1, 1, 2, 4])
         plan = make_plan(
             strategy,
             hardware,
-            cp=chance.choice([1, 1, 2, 4]),
+            cp=cp,
+            cp_backend=chance.choice(list(CpBackend)) if cp > 1 else CpBackend.ULYSSES,
             recompute=chance.choice(list(Recompute)),
             micro_batch_size=chance.choice([1, 2, 3, 4, 8]),
             grad_accum_steps=chance.choice([1, 2, 3, 8, 17]),
         )
         if plan.engine is Engine.DEEPSPEED:
             plan = replace(plan, bucket_elements=chance.choice([0, 0, 1_000_000, 12_345]))
+        if plan.strategy == "zero3" and chance.random() < 0.5:
+            plan = _with_second_copy(plan, chance.choice([2, 4]))
         workload = Workload(
             seq_len=chance.choice([512, 4096]),
             global_batch_size=plan.global_batch_size,
@@ -65,6 +72,8 @@ def _draws(chance: random.Random) -> Iterator[Job]:
             chunked_loss=chance.random() < 0.2,
             activation_offloading=chance.random() < 0.2,
         )
+        if plan.cp_backend is CpBackend.RING and workload.packing:
+            plan = replace(plan, heads_k_stride=chance.choice([1, 2, 4]))
         broken = check_plan(plan, MODEL, workload, hardware)
         if broken or check_strategy(strategy, workload, plan.cp):
             continue
@@ -76,3 +85,8 @@ def _draws(chance: random.Random) -> Iterator[Job]:
             train=TrainSettings(max_grad_norm=chance.choice([0.5, 1.0])),
             datasets=DATASETS,
         )
+
+
+def _with_second_copy(plan: Plan, ranks: int) -> Plan:
+    """Return a ZeRO-3 plan with ZeRO++'s second copy, under the name such a file gets."""
+    return replace(plan, hpz=ranks, strategy=f"zero3_hpz{ranks}")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from autotune.migrate import migrate
+from tests.unit.migrate_forms import ACCELERATE
 
 pytest.importorskip("accelerate")
 HEAD = (
@@ -54,18 +55,27 @@ def test_accelerate_builds_fsdp2_from_what_was_migrated(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.yaml"
         path.write_text(HEAD + config)
         path.write_text(migrate(path).after)
+    # Those that tests/integration/test_migrate_train.py trains.
+    for name, form in ACCELERATE.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(form.text)
+        path.write_text(migrate(path).after)
+    names = [f"{name}.yaml" for name in (*FILES, *ACCELERATE)]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BUILD, *(f"{name}.yaml" for name in FILES)],
+        [sys.executable, "-W", "ignore", "-c", BUILD, *names],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env=os.environ | {"HF_HOME": str(tmp_path)},
-        timeout=300,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("BUILT")]
     built = {name: rest for name, *rest in (json.loads(line[5:]) for line in lines)}
     full, sharded = "FULL_STATE_DICT", "SHARDED_STATE_DICT"
+    for name, form in ACCELERATE.items():
+        version, reshard, _, offload, copies, _ = built.pop(f"{name}.yaml")
+        assert (version, reshard, offload, copies) == (2, form.reshard, form.offload, form.copies)
     assert built == {
         "full.yaml": [2, True, full, False, 1, 1],
         "grad_op.yaml": [2, False, full, True, 1, 1],

@@ -14,6 +14,7 @@ from autotune.migrate import Mesh, migrate
 from tests.conformance.tools.ask import ask
 from tests.conformance.tools.environments import python_of
 from tests.unit.migrate_configs import make_config
+from tests.unit.migrate_forms import AXOLOTL, COMMON
 
 FOLDER = Path(__file__).parent / "axolotl"
 # What Axolotl 0.19 asks of every file.
@@ -32,10 +33,13 @@ FORMS = {
 }
 
 
-def migrated(folder: Path, name: str, text: str, mesh: Mesh | None = None) -> Path:
+def migrated(
+    folder: Path, name: str, text: str, mesh: Mesh | None = None, *, as_written: bool = False
+) -> Path:
     path = folder / f"{name}.yml"
     path.write_text(text, encoding="utf-8")
-    path.write_text(migrate(path, mesh=mesh).after, encoding="utf-8")
+    after = migrate(path, mesh=mesh, as_written=as_written).after
+    path.write_text(after, encoding="utf-8")
     return path
 
 
@@ -68,13 +72,26 @@ def test_axolotl_takes_what_was_migrated(tmp_path: Path) -> None:
         migrated(tmp_path, f"generated-{seed}", completed(make_config(seed)[0]))
         for seed in range(60)
     ]
+    # Those that tests/integration/test_migrate_train.py trains.
+    paths += [
+        migrated(
+            tmp_path,
+            f"trained-{name}",
+            completed(COMMON + form.text),
+            Mesh(num_gpus=4, num_nodes=2) if "--gpus" in form.flags else None,
+            as_written="--as-written" in form.flags,
+        )
+        for name, form in AXOLOTL.items()
+    ]
     wrong = tmp_path / "wrong.yml"
     wrong.write_text(completed("base_model: a\nfsdp_config: {reshard_after_forward: FULL_SHARD}\n"))
     refused = tmp_path / "refused.yml"
     refused.write_text(completed(f"base_model: a\nfsdp_version: 2\n{FORMS['bitsandbytes']}"
                                  "fsdp_config: {reshard_after_forward: true}\n"))  # fmt: skip
     asked = [*paths, wrong, refused]
-    questions = [{"file": str(path), "ranks": 8} for path in asked]
+    questions = [
+        {"file": str(path), "ranks": 4 if path.stem.startswith("trained") else 8} for path in asked
+    ]
     answers = ask(python_of("axolotl"), "check_axolotl.py", questions, tmp_path)
     said = {path: each["error"] or "" for path, each in zip(asked, answers, strict=True)}
     # It does refuse: what stands in the file is looked at, and what FSDP2 cannot is noticed.

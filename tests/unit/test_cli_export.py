@@ -78,6 +78,15 @@ def test_another_file_is_never_replaced_unasked(export, tmp_path):
     assert err.count("unchanged") == 2
 
 
+def test_a_link_to_nothing_is_somebody_s(export, tmp_path):
+    link = tmp_path / "link.yml"
+    for target in (tmp_path / "gone", link):  # and one to itself
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        _, err = export("", "--to", "axolotl", "--gpus", 2, "--out", link, code=2)
+        assert "another file of that name" in err and link.is_symlink()
+
+
 def test_several_files_need_a_place(export):
     _, err = export(ZERO2, "--to", "accelerate", "--gpus", 2, code=2)
     assert "accelerate.deepspeed.json" in err and "--out" in err
@@ -114,6 +123,7 @@ def test_what_a_target_cannot_be_is_refused(export, extra, options, words):
         (["--to", "axolotl", "--gpus", "0"], "0"),
         (["--to", "axolotl", "--gpus", "2", "--out", "no/such/folder/x.yml"], "no/such/folder"),
         (["--to", "axolotl", "--gpus", "2", "--out", "."], "folder"),
+        (["--to", "axolotl", "--gpus", "2", "--out", "x" * 300], "too long"),
     ],
 )
 def test_bad_input_is_one_message(export, options, word):

@@ -26,6 +26,30 @@ def test_ignored_keys_are_named_once_and_kept(load, caplog):
     assert "base_model" not in config.passthrough
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["auto_find_batch_size", "tiled_mlp", "layer_offloading", "selective_checkpointing",
+     "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_modules_to_save",
+     "qlora_sharded_model_loading", "fp32_norms", "deepcompile"],
+)  # fmt: skip
+def test_keys_of_the_guide_that_are_kept_aloud(load, key):
+    """docs/guide.md says of each that it is kept and that nothing here does it."""
+    extra = "gradient_checkpointing: true\nadapter: lora\nlora_r: 8\nlora_alpha: 8\n"
+    extra += "lora_target_linear: true\n"
+    extra += "deepspeed: zero2.json\n" if key == "deepcompile" else FSDP2
+    value = ["embed_tokens"] if key == "lora_modules_to_save" else True
+    config = load(f"{extra}{key}: {str(value).lower()}\n")
+    assert config.passthrough[key] == value
+    (warning,) = config.warnings
+    assert "not used here, although they would change" in warning and f": {key}." in warning
+
+
+def test_keys_of_other_launchers_are_kept_quietly(load):
+    config = load("use_ray: true\nddp_timeout: 7200\n")
+    assert config.passthrough == {"use_ray": True, "ddp_timeout": 7200}
+    assert config.warnings == ()
+
+
 def test_a_key_that_is_off_is_not_warned_about(load):
     assert load("liger_rope: false\nrl:\nplugins: []\n").warnings == ()
 

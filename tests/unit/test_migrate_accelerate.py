@@ -127,12 +127,21 @@ def test_hybrid_strategies_take_the_mesh_of_the_file_or_of_the_flags(file, strat
         ("fsdp_config: {fsdp_version: 3}\n", "Known: 1, 2"),
         ("fsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: FULL}\n", "true or false"),
         ("fsdp_config: [a]\n", "mapping"),
+        ("fsdp_config: {fsdp_version: 2, fsdp_state_dict_type: {a: 1}}\n", "state_dict_type"),
+        ("fsdp_config: {fsdp_transformer_layer_cls_to_wrap: [A]}\n", "as A,B"),
         ("fsdp_config: {offload_params: true, fsdp_offload_params: true}\n", "same key"),
     ],
 )
 def test_refused(file, config, words):
     with pytest.raises(AutotuneError, match=words):
         migrate(file(config))
+
+
+def test_a_type_that_is_no_text(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("distributed_type: [FSDP]\nfsdp_config: {fsdp_version: 1}\n")
+    with pytest.raises(AutotuneError, match=r"distributed_type.*Write text"):
+        migrate(path)
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,8 @@ def test_nothing_to_migrate(file, extra, words):
         ("fsdp_config: {sharding_strategy: HALF}\n", "HYBRID_SHARD_ZERO2"),
         ("fsdp_config: {offload_params: 3}\n", "true or false"),
         ("fsdp_config: [full_shard]\n", "mapping"),
+        ("fsdp_config: {transformer_layer_cls_to_wrap: [A, B]}\n", "as A,B"),
+        ("fsdp_config: {fsdp_state_dict_type: {a: 1}}\n", "state_dict_type"),
         ("fsdp_config: {auto_wrap_policy: NO_WRAP}\n", "TRANSFORMER_BASED_WRAP"),
         ("fsdp_version: 3\nfsdp_config: {offload_params: true}\n", "Write 2"),
         ("fsdp_version: 1\n", "fsdp_config is empty"),

@@ -36,7 +36,7 @@ TOOLS = {
     "torchtitan": Tool(
         wheel="torchtitan==0.3.0",
         needs=("tyro", "typeguard", "docstring-parser", "torchdata", "spmd_types==0.2.3",
-               "torch_checkpointing", "triton"),
+               "torch_checkpointing", "triton", "torchao"),
     ),
     "llamafactory": Tool(
         wheel="llamafactory==0.9.5", needs=("omegaconf", "antlr4-python3-runtime==4.9.3")
@@ -56,7 +56,8 @@ def install(name: str) -> str:
     tool, folder = TOOLS[name], folder_of(name)
     done = folder / "installed"
     parent = sysconfig.get_path("purelib")
-    if done.exists() and done.read_text() == parent:
+    made_of = "\n".join([parent, tool.wheel, *tool.needs])
+    if done.exists() and done.read_text() == made_of:
         return f"{name}: {folder} is there"
     venv.create(folder, clear=True, with_pip=True)
     paths = {"base": str(folder), "platbase": str(folder)}
@@ -66,7 +67,7 @@ def install(name: str) -> str:
     failed = subprocess.run([*command, tool.wheel, *tool.needs], check=False).returncode
     if failed:
         return f"{name}: could not be installed (pip ended with {failed}); its tests are skipped"
-    done.write_text(parent)
+    done.write_text(made_of)
     return f"{name}: installed in {folder}"
 
 

@@ -6,8 +6,6 @@ Both are in the training stack, so this runs in `make test`, too.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +15,9 @@ pytest.importorskip("deepspeed", reason="needs the training stack")
 
 from autotune.emit.targets import export
 from autotune.emit.to_deepspeed import standalone_config
-from autotune.plan import Engine, Plan, Recompute
+from autotune.plan import Engine, Recompute
 from autotune.resources import data_dir
-from autotune.spec.workload import Precision, Workload
+from autotune.spec.workload import Precision
 from tests.conformance.plan_samples import COUNT, sample_jobs
 from tests.conformance.tools.ask import ask
 
@@ -139,38 +137,3 @@ def test_accelerate_refuses_a_broken_export(tmp_path):
     (tmp_path / "unknown.yaml").write_text(files[main] + "num_process: 2\n")
     for got in ask(sys.executable, "check_accelerate.py", [main, "unknown.yaml"], tmp_path):
         assert got["error"]
-
-
-@pytest.mark.slow
-def test_accelerate_launches_two_cpu_ranks(tmp_path):
-    """DDP, the one engine that accelerate runs on CPU ranks."""
-    plan = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=2, micro_batch_size=2)
-    job = JOBS[0].with_plan(plan)
-    job = type(job)(base_model=job.base_model, model=job.model, plan=plan, device="cpu",
-                    workload=Workload(precision=Precision.FP32))  # fmt: skip
-    main = write(export(job, "accelerate").files, tmp_path, "accelerate")
-    (tmp_path / "script.py").write_text(
-        "import json, sys, torch\n"
-        "from accelerate import Accelerator\n"
-        "accelerator = Accelerator(cpu=True)\n"
-        "model = accelerator.prepare(torch.nn.Linear(4, 4))\n"
-        "x = torch.full((2, 4), float(accelerator.process_index + 1))\n"
-        "accelerator.backward(model(x).sum())\n"
-        "grad = next(model.parameters()).grad\n"
-        "print(json.dumps([accelerator.num_processes, type(model).__name__,\n"
-        "                  grad[0, 0].item(), accelerator.mixed_precision]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
-         main, "--main_process_port", "0", "script.py"],
-        cwd=tmp_path,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[2")]
-    # Rank 0 has gradient 2 of its two rows of ones, rank 1 has 4; the mean went through all-reduce.
-    assert lines == [[2, "DistributedDataParallel", 3.0, "no"]] * 2

@@ -78,11 +78,13 @@ def test_axolotl_accepts_every_best_yml(tmp_path):
 
 def test_axolotl_refuses_a_broken_file(tmp_path):
     python = python_of("axolotl")
-    job = next(job for job in JOBS if job.plan.engine is Engine.FSDP2 and job.plan.cp == 1)
+    job = next(job for job in JOBS if job.plan.engine is Engine.FSDP2 and job.plan.cp == 1
+               and job.plan.dp_replicate == 1)  # fmt: skip
     text = emit_axolotl(job.model, job.workload, job.plan, datasets=DATASETS)
+    # Sizes too small for the 8 ranks; too large ones it rounds down and takes.
     broken = [text.replace("reshard_after_forward: ", "reshard_after_forward: FULL_"),
               text.replace("learning_rate", "learningrate"),
-              text + "dp_shard_size: 3\ndp_replicate_size: 7\n"]  # fmt: skip
+              text + "dp_shard_size: 2\ndp_replicate_size: 2\n"]  # fmt: skip
     for number, content in enumerate(broken):
         (tmp_path / f"{number}.yml").write_text(content)
     asked = [{"file": f"{number}.yml", "ranks": 8} for number in range(len(broken))]
