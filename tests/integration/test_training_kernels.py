@@ -1,5 +1,7 @@
 """The chunked loss, the check of 4-bit layers and that of Liger's kernels, on one small model."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from autotune.errors import AutotuneError
@@ -25,6 +27,7 @@ from autotune.runner.quantised import (  # noqa: E402
     quantisation_config,
     quantise_linears,
 )
+from autotune.runner.trainer import AutotuneTrainer  # noqa: E402
 from autotune.runner.training_checks import _whole_linears  # noqa: E402
 
 TOKENS, VOCAB = 256, 2048
@@ -81,6 +84,32 @@ def test_the_chunked_loss_needs_less_memory():
     print(f"plain {plain / fp32:.2f}, chunked {chunked / fp32:.2f} times the fp32 logits")
     gradient = fp32 / 2  # of the bf16 logits, which both must make
     assert chunked < gradient * 2.2 + 4 * fp32 / CHUNKS < plain
+
+
+def test_evaluation_of_a_chunked_run_holds_no_fp32_logits_either():
+    """Else a run would train, and run out of memory at its first held-out loss."""
+    logits, labels = logits_and_labels(torch.bfloat16)
+    batch = {"input_ids": labels, "position_ids": labels, "shift_labels": labels}
+    model = SimpleNamespace(eval=lambda: None, train=lambda: None)
+    quiet = SimpleNamespace(on_prediction_step=lambda *_: None, on_evaluate=lambda *_: None)
+
+    def evaluated(chunked):
+        """Return the metrics and the peak beside the logits."""
+        trainer = SimpleNamespace(
+            model_wrapped=model, args=SimpleNamespace(device="cpu"), _eval_loader=[batch],
+            _prepare_inputs=lambda given: given, _forward=lambda *_: (logits.detach(), labels),
+            callback_handler=quiet, state=SimpleNamespace(global_step=0), control=None,
+            log=lambda metrics: None, _chunked=chunked, _fused_loss=False,
+        )  # fmt: skip
+        found = []
+        peak = allocator_peak(lambda: found.append(AutotuneTrainer.evaluate(trainer)))
+        return found[0], peak
+
+    (plain, plain_peak), (chunked, chunked_peak) = evaluated(False), evaluated(True)
+    assert chunked["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
+    assert chunked["eval_tokens"] == plain["eval_tokens"] == (labels >= 0).sum()
+    fp32 = 4 * TOKENS * VOCAB
+    assert chunked_peak < 4 * fp32 / CHUNKS < fp32 < plain_peak
 
 
 def quantised(storage=BaseStorage.NF4_DOUBLE, precision=Precision.BF16):
