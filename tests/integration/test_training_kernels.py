@@ -129,6 +129,23 @@ def test_every_projection_is_in_4_bits(storage, precision):
     assert count_quantised(adapted) == 14 and _whole_linears(adapted) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "scale"), [({}, 8 / 4), ({"rslora": True}, 8 / 2), ({"dora": True}, 8 / 4)]
+)
+def test_an_adapter_is_the_one_asked_for(more, scale):
+    """Runs are compared with a process that makes its adapter by the same code."""
+    asked = Lora(r=4, alpha=8, dropout=0.25, target_modules=("q_proj", "up_proj"), **more)
+    model = add_adapter(small_model(), asked)
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "up_proj"}
+    assert len(layers) == 4
+    for layer in layers.values():
+        assert layer.scaling["default"] == scale  # alpha / r; of rsLoRA alpha / sqrt(r)
+        assert layer.lora_dropout["default"].p == 0.25
+        assert bool(len(layer.lora_magnitude_vector)) is asked.dora
+        assert layer.lora_A["default"].weight.shape[0] == 4
+
+
 def test_a_layer_that_stayed_whole_is_found():
     model = quantised()
     layer = model.model.layers[1].mlp
