@@ -6,7 +6,7 @@ offload. Every rung keeps engine, stage and layout, because checkpoints do not c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,8 +20,8 @@ from autotune.rules import check_plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
-from autotune.training import Trained, TrainLog, last_checkpoint, train, write_run_file
-from autotune.trial.checkpoint import step_of
+from autotune.training import Trained, TrainLog, train, write_run_file
+from autotune.trial.checkpoint import IDENTITY_FILE, checkpoints_of, is_whole, step_of
 from autotune.trial.protocol import LOG_FILE, Outcome, Request
 from autotune.trial.ranks import Starter
 from autotune.trial.run_log import cut_log
@@ -147,6 +147,7 @@ def train_down(
         starter: As in `autotune.training.train`.
         run: What trains.
     """
+    older = _later_checkpoints(request)
     while True:
         assert request.train is not None
         resumed = request.train.resume_from
@@ -167,21 +168,26 @@ def train_down(
         if next_step is None:
             stopped = ended.message.partition(" Lower micro_batch_size")[0]
             return replace(ended, message=f"{stopped} {ladder.beyond(failed)}")
-        request = lowered(request, next_step.plan)
+        request = lowered(request, next_step.plan, older)
         stream.write(f"Out of memory. Next: {next_step.words()}; {_from_where(request)}.\n")
 
 
-def lowered(request: Request, plan: Plan) -> Request:
+def lowered(request: Request, plan: Plan, older: Mapping[Path, int] | None = None) -> Request:
     """Return the request of a rung below: from the last whole checkpoint, if there is one.
 
     Without one the run starts again, and the log of the steps before is set aside.
+
+    Args:
+        request: Of the run that ran out of memory.
+        plan: Of the rung.
+        older: What `_later_checkpoints` found before the run.
     """
     assert request.train is not None
     out_dir = Path(request.out_dir)
-    try:
-        checkpoint = str(last_checkpoint(out_dir).resolve())
-    except AutotuneError:
-        checkpoint = request.train.resume_from or ""
+    still_there = {path for path, time in (older or {}).items() if _written_at(path) == time}
+    whole = [p.resolve() for _, p in checkpoints_of(out_dir) if is_whole(p)]
+    own = [path for path in whole if path not in still_there]
+    checkpoint = str(own[-1]) if own else request.train.resume_from or ""
     if not checkpoint:
         cut_log(out_dir / LOG_FILE, -1)
     changes: dict[str, Any] = {"resume_from": checkpoint or None}
@@ -190,6 +196,26 @@ def lowered(request: Request, plan: Plan) -> Request:
         changes["eval_batch_size"] = size
     settings = request.train.model_copy(update=changes)
     return request.model_copy(update={"plan": plan.to_dict(), "train": settings})
+
+
+def _later_checkpoints(request: Request) -> dict[Path, int]:
+    """Return the checkpoints after the one the user goes on from, and when they were written.
+
+    The ranks set them aside at the first step; out of memory before it, they are still there, and
+    the run would go on from what was to be trained anew.
+    """
+    assert request.train is not None
+    if request.train.resume_from is None:
+        return {}
+    step = step_of(Path(request.train.resume_from))
+    found = checkpoints_of(Path(request.out_dir))
+    return {path.resolve(): _written_at(path) for later, path in found if later > step}
+
+
+def _written_at(checkpoint: Path) -> int:
+    """Return the time its last file was written, in ns; 0 where it is not whole or not there."""
+    file = checkpoint / IDENTITY_FILE
+    return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 def _from_where(request: Request) -> str:

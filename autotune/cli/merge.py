@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         made = Path(folder) / "merged"
         made.mkdir()
         order = merge_order(args.run.resolve(), args.base, made)
+        _check_base_stays(out, Path(order.base).resolve())
         answer = _merge(order)
         if out.exists():
             out.rename(Path(folder) / "replaced")
@@ -76,6 +77,12 @@ def _check_out(out: Path, run: Path, *, force: bool) -> None:
             f"--out {out} is not empty; nothing was overwritten. Give another folder, or --force "
             "to replace all of it."
         )
+
+
+def _check_base_stays(out: Path, base: Path) -> None:
+    """--force replaces a folder whole; the base may have no other copy."""
+    if out == base or out in base.parents:
+        raise AutotuneError(f"--out {out} holds the base itself. Give another folder.")
 
 
 def _merge(order: MergeOrder) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from autotune.doctor.finding import Finding, Level, note, ok, warning
+from autotune.spec.nvml import visible_indices
 from autotune.units import format_bytes
 
 _BUSY = 0.05
@@ -133,7 +136,10 @@ def _holders(gpu: Gpu) -> str:
 
 
 def read_gpus() -> tuple[list[Gpu], list[Pair], tuple[int, int] | None]:
-    """Ask NVML for every GPU, every pair and the CUDA version of the driver; nothing without it."""
+    """Ask NVML for every visible GPU and pair of them, and for the CUDA version of the driver.
+
+    Nothing without NVML. GPUs keep NVML's number, as nvidia-smi shows it.
+    """
     try:
         import pynvml
     except ImportError:
@@ -145,11 +151,14 @@ def read_gpus() -> tuple[list[Gpu], list[Pair], tuple[int, int] | None]:
     try:
         count = pynvml.nvmlDeviceGetCount()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        gpus = [_read_gpu(pynvml, index, handle) for index, handle in enumerate(handles)]
+        chosen: Sequence[int] = range(count)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            uuids = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+            chosen = sorted(visible_indices(visible, uuids))
+        gpus = [_read_gpu(pynvml, index, handles[index]) for index in chosen]
         pairs = [
-            _read_pair(pynvml, first, second, handles)
-            for first in range(count)
-            for second in range(first + 1, count)
+            _read_pair(pynvml, first, second, handles) for first, second in combinations(chosen, 2)
         ]
         version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         return gpus, pairs, (version // 1000, version % 1000 // 10)

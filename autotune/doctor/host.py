@@ -81,7 +81,11 @@ def check_limits(*, infiniband: bool) -> list[Finding]:
 
 
 def available_bytes(machine: Machine) -> int | None:
-    """Return the memory that processes here can still take: the host's, or the container's."""
+    """Return the memory that processes here can still take: the host's, or the container's.
+
+    A container's own use counts the pages of files it has read, which the kernel takes back when
+    they are needed: after one reading of large weights they alone can reach the limit.
+    """
     text = machine.read("proc/meminfo") or ""
     kib = [line.split()[1] for line in text.splitlines() if line.startswith("MemAvailable:")]
     if not kib:
@@ -91,8 +95,16 @@ def available_bytes(machine: Machine) -> int | None:
         "sys/fs/cgroup/memory.current"
     )  # fmt: skip
     if limit and limit.isdecimal() and used and used.isdecimal():
-        free = min(free, max(0, int(limit) - int(used)))
+        held = int(used) - _file_pages_bytes(machine)
+        free = min(free, max(0, int(limit) - held))
     return free
+
+
+def _file_pages_bytes(machine: Machine) -> int:
+    """Return the container's pages that are copies of files, without those of /dev/shm."""
+    lines = (machine.read("sys/fs/cgroup/memory.stat") or "").splitlines()
+    pages = dict(line.split() for line in lines if len(line.split()) == 2)
+    return sum(int(pages.get(name, 0)) for name in ("active_file", "inactive_file"))
 
 
 def check_host_memory(

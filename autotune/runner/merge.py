@@ -43,6 +43,7 @@ def merge(order: MergeOrder) -> dict[str, Any]:
                 f"The adapter in {adapter} does not go on {order.base}: "
                 f"{str(error).splitlines()[0]}. Give the base it was trained on by --base."
             ) from error
+        _check_every_layer(model, adapter, order.base)
     else:
         assert order.lora is not None
         model = add_adapter(base, Lora.model_validate(order.lora))
@@ -52,6 +53,22 @@ def merge(order: MergeOrder) -> dict[str, Any]:
     merged.save_pretrained(order.out)
     _copy_tokenizer(order)
     return {"layers": layers, "dtype": str(merged.dtype).removeprefix("torch.")}
+
+
+def _check_every_layer(model: Any, adapter: Path, base: str) -> None:
+    """Refuse a base of more or fewer layers, or other names: PEFT only warns of those."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(adapter / SAVED_WEIGHTS, framework="pt") as file:
+        held = {name for name in file.keys() if ".lora_" in name}
+    for names, whose in ((wanted - held, "the adapter has none for"), (held - wanted, "no place")):
+        if names:
+            raise AutotuneError(
+                f"The adapter in {adapter} does not go on {base}: {len(names)} weights differ "
+                f"({whose}: {min(names)}). Give the base it was trained on by --base."
+            )
 
 
 def _load_base(base: str) -> Any:

@@ -120,7 +120,9 @@ class AutotuneTrainer(Trainer):
             for batch in self._eval_loader or ():
                 logits, labels = self._forward(model, self._prepare_inputs(batch))
                 one = torch.ones((), device=logits.device)
-                sums[0] += token_weighted_loss(logits, labels, one, 1).double()
+                # Training that needs no fp32 copy of all logits must not meet one here.
+                chunked = self._chunked or self._fused_loss
+                sums[0] += token_weighted_loss(logits, labels, one, 1, chunked=chunked).double()
                 sums[1] += (labels != IGNORED_LABEL).sum()
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train()

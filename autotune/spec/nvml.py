@@ -39,7 +39,7 @@ def nvml_devices() -> tuple[list[str], list[int]]:
         pynvml.nvmlShutdown()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        chosen = _visible_indices(visible, uuids)
+        chosen = visible_indices(visible, uuids)
         names, memory = [names[index] for index in chosen], [memory[index] for index in chosen]
     if not names:
         raise none_found
@@ -57,7 +57,7 @@ def nvml_driver() -> str:
         pynvml.nvmlShutdown()
 
 
-def _visible_indices(visible: str, uuids: list[str]) -> list[int]:
+def visible_indices(visible: str, uuids: list[str]) -> list[int]:
     """Read CUDA_VISIBLE_DEVICES as CUDA does: numbers or UUID prefixes, up to the first unknown."""
     chosen = []
     for word in (part.strip() for part in visible.split(",")):

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from autotune.errors import AutotuneError
 from autotune.spec.workload import Lora, Workload
+from autotune.trial.adapters import MergeOrder
 from tests.integration.commands import autotune
-from tests.integration.ranks import logged, make_plan, run_well, training_request
+from tests.integration.ranks import (
+    logged,
+    make_plan,
+    run_well,
+    small_config,
+    training_request,
+)
 from tests.integration.reference import held_out_loss
 
 pytestmark = pytest.mark.integration
@@ -60,3 +68,31 @@ def test_a_merged_run_and_a_merged_checkpoint(
         assert held_out_loss(out, request) == pytest.approx(want, abs=1e-5)
     again = autotune("merge", str(run), "--out", str(out))
     assert again.returncode == 2 and "nothing was overwritten" in again.stderr
+
+
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore:.is_gradient_checkpointing:FutureWarning"
+)
+@pytest.mark.parametrize(("layers", "words"), [(3, "the adapter has none for"), (1, "no place")])
+def test_a_base_of_other_layers_is_refused(layers, words, tmp_path) -> None:
+    """PEFT warns, and merges the layers that are there."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from autotune.runner.merge import merge
+    from autotune.runner.models import add_adapter
+
+    def model(count):
+        config = AutoConfig.for_model(**small_config(num_hidden_layers=count))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+    model(layers).save_pretrained(tmp_path / "base")
+    adapter = Lora(r=4, dora=True, target_modules=("q_proj", "up_proj"))
+    add_adapter(model(2), adapter).save_pretrained(tmp_path / "adapter")
+    order = MergeOrder(
+        adapter=str(tmp_path / "adapter"), base=str(tmp_path / "base"), out=str(tmp_path / "out")
+    )
+    with pytest.raises(AutotuneError, match=words):
+        merge(order)
+    model(2).save_pretrained(tmp_path / "base")
+    assert merge(order)["layers"] == 4

@@ -119,7 +119,10 @@ def test_the_import_leaves_nothing_behind():
     assert package.ring._flash_attn_backward is flash_kernels._flash_attn_backward
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+# With two ranks no document crosses three, and no block makes a second hop.
+@pytest.mark.parametrize(
+    "world", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_ring_is_attention_over_the_whole_sequence(world, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,5 +1,7 @@
 """The chunked loss, the check of 4-bit layers and that of Liger's kernels, on one small model."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from autotune.errors import AutotuneError
@@ -25,6 +27,7 @@ from autotune.runner.quantised import (  # noqa: E402
     quantisation_config,
     quantise_linears,
 )
+from autotune.runner.trainer import AutotuneTrainer  # noqa: E402
 from autotune.runner.training_checks import _whole_linears  # noqa: E402
 
 TOKENS, VOCAB = 256, 2048
@@ -83,6 +86,32 @@ def test_the_chunked_loss_needs_less_memory():
     assert chunked < gradient * 2.2 + 4 * fp32 / CHUNKS < plain
 
 
+def test_evaluation_of_a_chunked_run_holds_no_fp32_logits_either():
+    """Else a run would train, and run out of memory at its first held-out loss."""
+    logits, labels = logits_and_labels(torch.bfloat16)
+    batch = {"input_ids": labels, "position_ids": labels, "shift_labels": labels}
+    model = SimpleNamespace(eval=lambda: None, train=lambda: None)
+    quiet = SimpleNamespace(on_prediction_step=lambda *_: None, on_evaluate=lambda *_: None)
+
+    def evaluated(chunked):
+        """Return the metrics and the peak beside the logits."""
+        trainer = SimpleNamespace(
+            model_wrapped=model, args=SimpleNamespace(device="cpu"), _eval_loader=[batch],
+            _prepare_inputs=lambda given: given, _forward=lambda *_: (logits.detach(), labels),
+            callback_handler=quiet, state=SimpleNamespace(global_step=0), control=None,
+            log=lambda metrics: None, _chunked=chunked, _fused_loss=False,
+        )  # fmt: skip
+        found = []
+        peak = allocator_peak(lambda: found.append(AutotuneTrainer.evaluate(trainer)))
+        return found[0], peak
+
+    (plain, plain_peak), (chunked, chunked_peak) = evaluated(False), evaluated(True)
+    assert chunked["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
+    assert chunked["eval_tokens"] == plain["eval_tokens"] == (labels >= 0).sum()
+    fp32 = 4 * TOKENS * VOCAB
+    assert chunked_peak < 4 * fp32 / CHUNKS < fp32 < plain_peak
+
+
 def quantised(storage=BaseStorage.NF4_DOUBLE, precision=Precision.BF16):
     config = quantisation_config(storage, precision)
     return quantise_linears(small_model(), config, torch.device("cpu"))
@@ -98,6 +127,23 @@ def test_every_projection_is_in_4_bits(storage, precision):
     assert weight.dtype is (torch.bfloat16 if precision is Precision.BF16 else torch.float32)
     adapted = add_adapter(model, Lora(r=4))
     assert count_quantised(adapted) == 14 and _whole_linears(adapted) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "scale"), [({}, 8 / 4), ({"rslora": True}, 8 / 2), ({"dora": True}, 8 / 4)]
+)
+def test_an_adapter_is_the_one_asked_for(more, scale):
+    """Runs are compared with a process that makes its adapter by the same code."""
+    asked = Lora(r=4, alpha=8, dropout=0.25, target_modules=("q_proj", "up_proj"), **more)
+    model = add_adapter(small_model(), asked)
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "up_proj"}
+    assert len(layers) == 4
+    for layer in layers.values():
+        assert layer.scaling["default"] == scale  # alpha / r; of rsLoRA alpha / sqrt(r)
+        assert layer.lora_dropout["default"].p == 0.25
+        assert bool(len(layer.lora_magnitude_vector)) is asked.dora
+        assert layer.lora_A["default"].weight.shape[0] == 4
 
 
 def test_a_layer_that_stayed_whole_is_found():

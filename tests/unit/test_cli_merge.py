@@ -98,6 +98,16 @@ def test_nothing_is_overwritten(run, finished, tmp_path):
     assert (out / "mine.txt").read_text() == "mine" and finished.is_dir()
 
 
+def test_the_base_is_not_replaced(run, finished, tmp_path):
+    base = tmp_path / "models" / "base"
+    base.mkdir(parents=True)
+    (base / "model.safetensors").write_bytes(b"weights")
+    for out in (base, base.parent):
+        code, said = run(finished, "--base", base, "--out", out, "--force")
+        assert code == 2 and "holds the base itself" in said
+    assert (base / "model.safetensors").read_bytes() == b"weights"
+
+
 @pytest.mark.parametrize(
     ("workload", "package"),
     [

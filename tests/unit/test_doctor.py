@@ -122,6 +122,11 @@ def test_host_memory_is_the_container_s_where_that_is_less(machine):
     files |= {"sys/fs/cgroup/memory.max": str(16 * GIB), "sys/fs/cgroup/memory.current": str(GIB)}
     assert available_bytes(machine(files)) == 15 * GIB
     here = machine(files)
+    stat = (
+        f"anon {GIB}\nfile {14 * GIB}\nshmem {2 * GIB}\ninactive_file {11 * GIB}\nactive_file {GIB}"
+    )
+    read = {"sys/fs/cgroup/memory.current": str(15 * GIB), "sys/fs/cgroup/memory.stat": stat}
+    assert available_bytes(machine(files | read)) == 13 * GIB, "files once read are given back"
 
     def level(parameters, ranks=2):
         (found,) = check_host_memory(here, num_parameters=parameters, model="m", ranks=ranks)
@@ -360,6 +365,7 @@ class Nvml:
             "nvmlDeviceGetCount": lambda: 3,
             "nvmlDeviceGetHandleByIndex": lambda index: index,
             "nvmlDeviceGetName": lambda handle: "NVIDIA H200",
+            "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
             "nvmlDeviceGetMemoryInfo": lambda handle: there(total=100 * GIB, free=99 * GIB),
             "nvmlDeviceGetComputeRunningProcesses": lambda handle: (
                 [there(pid=41, usedGpuMemory=None)] if handle == 2 else []
@@ -387,6 +393,7 @@ class Nvml:
 
 def test_what_nvml_says_is_read(monkeypatch):
     Nvml().install(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpus, pairs, driver = read_gpus()
     assert driver == (13, 1)
     assert [(gpu.nvlinks, gpu.uncorrected_errors, gpu.mig) for gpu in gpus] == [
@@ -397,6 +404,16 @@ def test_what_nvml_says_is_read(monkeypatch):
         (0, 1, "NVLink", True), (0, 2, "SYS", False), (1, 2, "SYS", False),
     ]  # fmt: skip
     assert levels(check_links(pairs)) == {"links": Level.NOTE, "peer_access": Level.WARNING}
+
+
+def test_gpus_that_are_left_out_are_not_judged(monkeypatch):
+    Nvml().install(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-0")
+    gpus, pairs, _ = read_gpus()
+    assert [gpu.index for gpu in gpus] == [0, 1]
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 1)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert read_gpus()[:2] == ([], [])
 
 
 def test_every_name_of_nvml_exists():

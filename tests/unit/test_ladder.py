@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 
@@ -135,6 +136,25 @@ def test_from_the_last_whole_checkpoint_or_from_the_start(tmp_path):
     assert lowered(earlier, plan).train.resume_from == "/elsewhere/checkpoint-3"
     last = checkpoint(tmp_path, 7)
     assert lowered(earlier, plan).train.resume_from == str(last)
+
+
+@pytest.mark.parametrize("written_again", [False, True])
+def test_out_of_memory_before_the_first_step_of_a_run_taken_up_earlier(tmp_path, written_again):
+    """The user goes on from step 3; the checkpoint of step 7 is what is to be trained anew."""
+    plan = make_plan("fsdp2", 8, micro_batch_size=2, grad_accum_steps=8)
+    chosen, later = checkpoint(tmp_path, 3), checkpoint(tmp_path, 7)
+    os.utime(later / "autotune_checkpoint.json", (1, 1))
+    tried = []
+
+    def run(request, log, starter):
+        tried.append(request.train.resume_from)
+        if written_again:
+            write_identity(later, {})
+        return Trained(message="", document={"outcome": "oom" if len(tried) == 1 else "ok"})
+
+    request = request_of(tmp_path, plan, resume_from=str(chosen))
+    train_down(request, ladder_below(plan, MODEL, WORKLOAD, H100), io.StringIO(), run=run)
+    assert tried == [str(chosen), str(later if written_again else chosen)]
 
 
 @pytest.mark.parametrize("outcome", ["ok", "hang", "crashed"])
