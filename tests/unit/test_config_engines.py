@@ -186,7 +186,6 @@ def test_a_ring_that_is_not_run(load, extra, words):
     assert words in refusal(load, "context_parallel_size: 2\n" + extra)
 
 
-def test_tensor_parallel_and_two_names_of_one_degree(load):
-    assert "not run here yet" in refusal(load, "tensor_parallel_size: 2")
+def test_two_names_of_one_degree(load):
     text = "context_parallel_size: 2\nsequence_parallel_degree: 4"
     assert "contradict" in refusal(load, text)
