@@ -47,6 +47,7 @@ def _draws(chance: random.Random) -> Iterator[Job]:
         plan = make_plan(
             strategy,
             hardware,
+            tp=chance.choice([1, 1, 2, 4]),
             cp=chance.choice([1, 1, 2, 4]),
             recompute=chance.choice(list(Recompute)),
             micro_batch_size=chance.choice([1, 2, 3, 4, 8]),
