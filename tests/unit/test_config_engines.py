@@ -148,7 +148,8 @@ def test_mesh(load, extra, num_gpus, mesh):
         ("context_parallel_size: 16", 8, "does not divide 8 GPUs"),
         ("tensor_parallel_size: 3", 8, "[AT102] tensor_parallel_size 3 does not divide 8 GPUs"),
         (
-            "tensor_parallel_size: 4\ncontext_parallel_size: 4", 8,
+            "tensor_parallel_size: 4\ncontext_parallel_size: 4",
+            8,
             "context_parallel_size 4 x tensor_parallel_size 4 does not divide 8 GPUs",
         ),
         ("dp_shard_size: 4", 4, "needs an engine that shards"),
