@@ -28,10 +28,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "filled.",
     ),
     "AT102": Explanation(
-        refused="the sequence-parallel degree does not divide the number of GPUs",
-        why="sequence groups are all alike",
+        refused="the sequence-parallel degree, times the tensor-parallel one, does not divide the "
+        "number of GPUs",
+        why="their groups are all alike",
         source="accelerate.ParallelismConfig; Axolotl 0.19 does not check it",
-        do="Choose context_parallel_size (search: --sequence-parallel) among the divisors.",
+        do="Choose context_parallel_size (search: --sequence-parallel) and tensor_parallel_size "
+        "(--tensor-parallel) so that their product is among the divisors.",
     ),
     "AT103": Explanation(
         refused="the global batch does not divide over the data-parallel ranks",
@@ -111,10 +113,14 @@ EXPLANATIONS: dict[str, Explanation] = {
         do="Use a smaller lora_r, or leave the small projection out.",
     ),
     "AT115": Explanation(
-        refused="tensor parallelism",
-        why="not supported",
-        source="README.md, What it does not do yet",
-        do="Use tp 1; sequence parallelism shortens the sequences a rank holds.",
+        refused="tensor parallelism outside FSDP2, over heads, FFN or vocabulary that the degree "
+        "does not divide, with experts, sinks, fused projections or a norm over all heads, with an "
+        "adapter, offload, Liger, ring attention or attention dropout",
+        why="each rank takes an equal part of every projection, and with the others it was never "
+        "seen to train the same",
+        source="docs/decisions/0006-tensor-parallel.md; arXiv:1909.08053 (Megatron-LM)",
+        do="Use fsdp2 or hsdp with tensor_parallel_size (search: --tensor-parallel) among the "
+        "degrees the message lists, or tp 1.",
     ),
     "AT116": Explanation(
         refused="sequence parallelism on a strategy whose file says "

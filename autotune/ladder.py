@@ -270,8 +270,10 @@ def _change(before: Plan, after: Plan) -> str:
 
 
 def _another_checkpoint(plan: Plan, other: Plan) -> bool:
-    same = (plan.engine, plan.zero_stage, plan.cp) == (other.engine, other.zero_stage, other.cp)
-    return not same
+    def layout(one: Plan) -> tuple[object, ...]:
+        return one.engine, one.zero_stage, one.cp, one.tp
+
+    return layout(plan) != layout(other)
 
 
 def _kind(plan: Plan) -> str:

@@ -135,15 +135,16 @@ class Plan:
         return cls(**known)
 
     @property
-    def cp_words(self) -> list[str]:
-        """The sequence parallelism as words of a name; none without."""
-        if self.cp == 1:
-            return []
-        return [f"cp={self.cp}", *(["ring"] if self.cp_backend is CpBackend.RING else [])]
+    def split_words(self) -> list[str]:
+        """Tensor and sequence parallelism as words of a name; none without."""
+        words = [f"tp={self.tp}"] if self.tp > 1 else []
+        if self.cp > 1:
+            words += [f"cp={self.cp}", *(["ring"] if self.cp_backend is CpBackend.RING else [])]
+        return words
 
     def describe(self) -> str:
         """Return a short human name, such as ``zero2 cp=2 mbs=4 x ga=8 recompute``."""
-        words = [self.strategy, *self.cp_words]
+        words = [self.strategy, *self.split_words]
         words.append(f"mbs={self.micro_batch_size} x ga={self.grad_accum_steps}")
         if self.recompute is not Recompute.NONE:
             words.append("recompute")

@@ -10,6 +10,7 @@ from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Strategy
 from autotune.spec.workload import Precision, Workload
+from autotune.tensor_rules import tensor_parallel_splits
 from autotune.training_rules import TRAINING_RULES
 
 
@@ -82,19 +83,19 @@ _Broken = tuple[str, str] | None
 
 
 def _cp_divides_ranks(case: _Case) -> _Broken:
-    ranks, cp = case.hardware.num_gpus, case.plan.cp
-    if ranks % cp == 0:
+    ranks, cp, tp = case.hardware.num_gpus, case.plan.cp, case.plan.tp
+    if ranks % (cp * tp) == 0:
         return None
     legal = ", ".join(str(d) for d in range(1, ranks + 1) if ranks % d == 0)
-    return (
-        f"Sequence-parallel degree {cp} does not divide {ranks} GPUs.",
-        f"Degrees that do: {legal}.",
-    )
+    given = f"Sequence-parallel degree {cp}"
+    if tp > 1:
+        given = f"Tensor-parallel degree {tp}" + (f" x sequence-parallel degree {cp}") * (cp > 1)
+    return (f"{given} does not divide {ranks} GPUs.", f"Degrees that do: {legal}.")
 
 
 def _world_size(case: _Case) -> _Broken:
     plan, ranks = case.plan, case.hardware.num_gpus
-    if plan.world_size == ranks or ranks % plan.cp:
+    if plan.world_size == ranks or ranks % (plan.cp * plan.tp):
         return None
     mesh = f"{plan.dp_replicate} x {plan.dp_shard} x {plan.cp} x {plan.tp}"
     return (
@@ -142,15 +143,17 @@ def _cp_divides_sequence(case: _Case) -> _Broken:
 
 
 def _cp_divides_heads(case: _Case) -> _Broken:
-    heads, kv_heads, cp = case.model.num_heads, case.model.num_kv_heads, case.plan.cp
-    if case.plan.cp_backend is CpBackend.RING or heads_divide(case.model, cp):
+    cp, tp = case.plan.cp, case.plan.tp
+    if cp == 1 or case.plan.cp_backend is CpBackend.RING or heads_divide(case.model, cp * tp):
         return None
+    heads, kv_heads = case.model.num_heads // tp, case.model.num_kv_heads // tp
     legal = ", ".join(
         str(d) for d in range(1, kv_heads + 1) if heads % d == 0 and kv_heads % d == 0
     )
+    where = f" of each of {tp} tensor-parallel ranks" if tp > 1 else ""
     return (
         f"Ulysses sequence parallelism splits the heads: {heads} attention and {kv_heads} "
-        f"key-value heads do not divide by {cp}.",
+        f"key-value heads{where} do not divide by {cp}.",
         f"Degrees that do: {legal}. Ring attention takes any.",
     )
 
@@ -260,13 +263,8 @@ def _lora_rank_is_low(case: _Case) -> _Broken:
     )
 
 
-def _no_tensor_parallel(case: _Case) -> _Broken:
-    if case.plan.tp == 1:
-        return None
-    return (
-        f"Tensor parallelism (tp {case.plan.tp}) is not supported.",
-        "Use tp 1; cp shortens sequences a rank.",
-    )
+def _tensor_parallel_splits(case: _Case) -> _Broken:
+    return tensor_parallel_splits(case.plan, case.model, case.workload)
 
 
 def _dropout_can_be_recomputed(case: _Case) -> _Broken:
@@ -374,7 +372,7 @@ RULES: dict[str, Callable[[_Case], _Broken]] = {
     "AT112": _deepspeed_shards_over_all,
     "AT113": _lora_targets_exist,
     "AT114": _lora_rank_is_low,
-    "AT115": _no_tensor_parallel,
+    "AT115": _tensor_parallel_splits,
     "AT119": _dropout_can_be_recomputed,
     "AT120": _no_router_loss,
     "AT121": _model_noise_can_be_recomputed,

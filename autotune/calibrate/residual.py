@@ -135,12 +135,14 @@ class _Fit:
         return mean, np.sqrt(np.maximum(prior - explained, 1e-8))
 
 
+_TP_CODE = 1000
+"""Above every sequence-parallel degree: tells tensor-parallel degrees apart in one code."""
 _KINDS: dict[str, int] = {}
 """Codes of engines, of this process."""
 
 
 def _columns(plans: Sequence[Plan]) -> Array:
-    """``[plans, 5]``: engine, recomputation, sequence parallelism, log2 of batch and steps.
+    """``[plans, 5]``: engine, recomputation, split of the ranks, log2 of batch and steps.
 
     The first three are codes, compared and nothing else.
     """
@@ -148,7 +150,7 @@ def _columns(plans: Sequence[Plan]) -> Array:
         (
             _KINDS.setdefault(engine_kind(plan), len(_KINDS)),
             plan.recompute is Recompute.FULL,
-            plan.cp + (plan.cp_backend is CpBackend.RING) / 2,
+            plan.cp + (plan.cp_backend is CpBackend.RING) / 2 + (plan.tp - 1) * _TP_CODE,
             math.log2(plan.micro_batch_size),
             math.log2(plan.grad_accum_steps),
         )

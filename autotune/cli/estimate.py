@@ -55,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
     from autotune.config.foreign import FileKind, load_any
     from autotune.memory.advice import advise, legal_changes, profiles_needed
     from autotune.memory.knowledge import residuals_for
-    from autotune.memory.profiles import activation_profiles
+    from autotune.memory.tensor_parallel import rank_profiles
     from autotune.planner import estimate_plan, predict_memory
     from autotune.spec.hardware import detect_hardware, load_hardware
+    from autotune.tensor_rules import tensor_parallel_splits
 
     path = _config_path(args)
     loaded = load_any(path, starting_point_from(args), any_family=True)
@@ -73,8 +74,12 @@ def run(args: argparse.Namespace) -> int:
     use_knowledge(args)
     residuals = residuals_for(hardware)
     model, workload, plan = config.model, config.workload_on(args.gpus), config.plan(args.gpus)
+    if unsplit := tensor_parallel_splits(plan, model, workload):
+        # There is no part of the model to estimate.
+        raise AutotuneError(f"{path}: [AT115] {' '.join(unsplit)}")
     changes = legal_changes(model, workload, plan, hardware)
-    activation_profiles(model, profiles_needed(model, workload, plan, changes, hardware))
+    needed = profiles_needed(model, workload, plan, changes, hardware)
+    rank_profiles(model, needed, plan.tp)
     calibration = None if args.no_knowledge else calibration_for(hardware)
     estimate = estimate_plan(model, workload, plan, hardware, residuals, calibration)
 

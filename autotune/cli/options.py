@@ -7,6 +7,7 @@ import math
 import os
 from typing import TYPE_CHECKING, get_args
 
+from autotune.errors import AutotuneError
 from autotune.spec.workload import (
     BaseStorage,
     LigerKernel,
@@ -188,6 +189,38 @@ def _adapter_from(args: argparse.Namespace, model: ModelSpec, start: Lora | None
     if start is not None and args.lora_r:
         return start.model_copy(update={"r": args.lora_r})
     return start
+
+
+def integers(words: list[str] | None, flag: str) -> list[int] | None:
+    """Return the values of a comma list of whole numbers, ascending; None where it is not given.
+
+    Raises:
+        AutotuneError: one of them is none, or below 1.
+    """
+    if words is None:
+        return None
+    try:
+        values = sorted({int(word) for word in words})
+    except ValueError:
+        values = []
+    if not values or values[0] < 1:
+        raise AutotuneError(f"{flag} {','.join(words)!r}: whole numbers above 0 are needed.")
+    return values
+
+
+def add_tensor_parallel_argument(group: argparse._ActionsContainer) -> None:
+    """Add ``--tensor-parallel``."""
+    group.add_argument(
+        "--tensor-parallel",
+        type=comma_list,
+        metavar="1,2",
+        help="degrees, with FSDP2's strategies (default: 1)",
+    )
+
+
+def tensor_parallel_from(args: argparse.Namespace) -> list[int]:
+    """Read ``--tensor-parallel``."""
+    return integers(args.tensor_parallel, "--tensor-parallel") or [1]
 
 
 def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,12 @@ from autotune.cli.options import (
     add_hardware_arguments,
     add_knowledge_argument,
     add_model_argument,
+    add_tensor_parallel_argument,
     add_workload_arguments,
     comma_list,
     memory_limit_from,
     positive_int,
+    tensor_parallel_from,
     use_knowledge,
     workload_from,
 )
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="names or YAML files (default: all that ship)",
     )
+    add_tensor_parallel_argument(parser)
     parser.add_argument(
         "--top",
         type=positive_int,
@@ -77,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         workload,
         hardware,
         load_strategies(args.strategies),
+        tp_degrees=tensor_parallel_from(args),
         residuals=residuals_for(hardware),
         calibration=None if args.no_knowledge else calibration_for(hardware),
     )

@@ -21,11 +21,14 @@ from autotune.cli.nodes import (
 from autotune.cli.options import (
     add_knowledge_argument,
     add_model_argument,
+    add_tensor_parallel_argument,
     add_workload_arguments,
     comma_list,
+    integers,
     memory_limit_from,
     positive_int,
     seed_number,
+    tensor_parallel_from,
     use_knowledge,
     whole_number,
 )
@@ -93,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ulysses,ring",
         help="how (default: ulysses, and ring for degrees that do not divide the heads)",
     )
+    add_tensor_parallel_argument(space)
     space.add_argument(
         "--recompute",
         type=comma_list,
@@ -189,6 +193,7 @@ def run(args: argparse.Namespace) -> int:
         micro_batches=contract.micro_batches,
         cp_degrees=contract.cp_degrees,
         cp_backends=[CpBackend(name) for name in contract.cp_backends] or None,
+        tp_degrees=contract.tp_degrees,
         recompute=[Recompute(mode) for mode in contract.recompute],
         also=[contract.start.plan] if contract.start else [],
         residuals=residuals_for(contract.hardware),
@@ -283,8 +288,9 @@ def _contract(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
         hardware=hardware,
         device=args.device,
         strategies=[strategy.name for strategy in strategies],
-        micro_batches=_integers(args.micro_batches, "--micro-batches"),
-        cp_degrees=_integers(args.sequence_parallel, "--sequence-parallel") or [1, 2, 4],
+        micro_batches=integers(args.micro_batches, "--micro-batches"),
+        cp_degrees=integers(args.sequence_parallel, "--sequence-parallel") or [1, 2, 4],
+        tp_degrees=tensor_parallel_from(args),
         cp_backends=_cp_backends(args.sequence_parallel_by),
         recompute=_recompute_modes(args.recompute),
         memory_limit_bytes=limit,
@@ -337,18 +343,6 @@ def _check_cores(ranks: int) -> None:
             f"{ranks} CPU ranks on {cores} cores would measure their queueing, not training. "
             f"Lower --gpus to {4 * cores} or less, or predict with 'autotune plan --gpu-type TYPE'."
         )
-
-
-def _integers(words: list[str] | None, flag: str) -> list[int] | None:
-    if words is None:
-        return None
-    try:
-        values = sorted({int(word) for word in words})
-    except ValueError:
-        values = []
-    if not values or values[0] < 1:
-        raise AutotuneError(f"{flag} {','.join(words)!r}: whole numbers above 0 are needed.")
-    return values
 
 
 def _recompute_modes(words: list[str] | None) -> list[str]:

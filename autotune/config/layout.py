@@ -23,6 +23,7 @@ class Layout:
     grad_accum_steps: int
     dp_shard: int | None
     dp_replicate: int | None
+    tp: int
     cp: int
     cp_backend: CpBackend
     heads_k_stride: int
@@ -33,13 +34,10 @@ def read_layout(top: Section, where: str, model: ModelSpec) -> Layout:
     """Read the mesh and batch keys of a configuration that trains `model`.
 
     Raises:
-        AutotuneError: a contradiction, or tensor parallelism, which is not run here yet.
+        AutotuneError: a contradiction.
     """
     micro_batch = top.integer("micro_batch_size", 1, minimum=1)
     tp = top.integer("tensor_parallel_size", 1, minimum=1)
-    if tp > 1:
-        raise top.error("tensor_parallel_size", "[AT115] Tensor parallelism is not run here yet: "
-                        "use 1 and, for long sequences, context_parallel_size.")  # fmt: skip
     cp = top.integer("context_parallel_size", minimum=1)
     old_cp = top.integer("sequence_parallel_degree", minimum=1)
     if cp is not None and old_cp is not None and cp != old_cp:
@@ -48,12 +46,13 @@ def read_layout(top: Section, where: str, model: ModelSpec) -> Layout:
             f"{old_cp} contradict each other. Keep context_parallel_size."
         )
     cp = cp or old_cp or 1
-    backend, heads_k_stride = _read_ring(top, model, cp)
+    backend, heads_k_stride = _read_ring(top, model, cp, tp)
     return Layout(
         micro_batch_size=micro_batch,
         grad_accum_steps=_grad_accum_steps(top, where, micro_batch),
         dp_shard=top.integer("dp_shard_size", minimum=1),
         dp_replicate=top.integer("dp_replicate_size", minimum=1),
+        tp=tp,
         cp=cp,
         cp_backend=backend,
         heads_k_stride=heads_k_stride,
@@ -61,10 +60,10 @@ def read_layout(top: Section, where: str, model: ModelSpec) -> Layout:
     )
 
 
-def _read_ring(top: Section, model: ModelSpec, cp: int) -> tuple[CpBackend, int]:
+def _read_ring(top: Section, model: ModelSpec, cp: int, tp: int) -> tuple[CpBackend, int]:
     """Return how sequences are split, and the key-value heads gathered at a time.
 
-    A key of the ring asks for it, as do heads that Ulysses cannot split.
+    A key of the ring asks for it, as do heads that Ulysses cannot split over `cp` of `tp` ranks.
     """
     packed = top.boolean("sample_packing", False)
     function = top.text("ring_attn_func", choices=sorted(RING_FUNCTIONS.values()))
@@ -74,7 +73,7 @@ def _read_ring(top: Section, model: ModelSpec, cp: int) -> tuple[CpBackend, int]
     if packed and function == RING_FUNCTIONS[False]:
         raise top.error("ring_attn_func", "With sample_packing its documents would see one "
                         f"another: write {RING_FUNCTIONS[True]}.")  # fmt: skip
-    if function is None and stride is None and heads_divide(model, cp):
+    if function is None and stride is None and heads_divide(model, cp * tp):
         return CpBackend.ULYSSES, 1
     return CpBackend.RING, (stride or 1) if packed else 1
 
@@ -112,18 +111,22 @@ def build_plan(sharding: Sharding, layout: Layout, num_gpus: int, where: str) ->
     """
     if num_gpus < 1:
         raise AutotuneError(f"{num_gpus} GPUs: give a number of at least 1.")
-    if num_gpus % layout.cp:
+    model = layout.cp * layout.tp
+    if num_gpus % model:
+        sizes = {"context_parallel_size": layout.cp, "tensor_parallel_size": layout.tp}
+        given = [f"{key} {size}" for key, size in sizes.items() if size > 1]
         raise AutotuneError(
-            f"{where}: [AT102] context_parallel_size {layout.cp} does not divide {num_gpus} GPUs. "
+            f"{where}: [AT102] {' x '.join(given)} does not divide {num_gpus} GPUs. "
             f"{_divisors_hint(num_gpus)}"
         )
-    groups = num_gpus // layout.cp
+    groups = num_gpus // model
     dp_shard, dp_replicate = _data_parallel(sharding, layout, groups, where)
     if dp_shard * dp_replicate != groups:
         raise AutotuneError(
             f"{where}: [AT101] dp_shard_size {dp_shard} x dp_replicate_size {dp_replicate} x "
-            f"context_parallel_size {layout.cp} = {dp_shard * dp_replicate * layout.cp}, but there "
-            f"are {num_gpus} GPUs. Make the product equal, or leave dp_shard_size out."
+            f"context_parallel_size {layout.cp} x tensor_parallel_size {layout.tp} = "
+            f"{dp_shard * dp_replicate * model}, but there are {num_gpus} GPUs. Make the product "
+            "equal, or leave dp_shard_size out."
         )
     recompute = Recompute.FULL if sharding.activation_checkpointing else layout.recompute
     return Plan(
@@ -135,6 +138,7 @@ def build_plan(sharding: Sharding, layout: Layout, num_gpus: int, where: str) ->
         offload_params=sharding.offload_params,
         dp_replicate=dp_replicate,
         dp_shard=dp_shard,
+        tp=layout.tp,
         cp=layout.cp,
         cp_backend=layout.cp_backend,
         heads_k_stride=layout.heads_k_stride,

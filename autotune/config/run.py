@@ -110,12 +110,12 @@ class RunConfig:
         """Number of GPUs the file itself implies: its explicit mesh, or the one measured on."""
         layout = self.layout
         if layout.dp_shard is not None and layout.dp_replicate is not None:
-            return layout.dp_shard * layout.dp_replicate * layout.cp
+            return layout.dp_shard * layout.dp_replicate * layout.cp * layout.tp
         if self.sharding.engine is not Engine.FSDP2:
             explicit = layout.dp_shard if self.sharding.engine is Engine.DEEPSPEED else (
                 layout.dp_replicate)  # fmt: skip
             if explicit is not None:
-                return explicit * layout.cp
+                return explicit * layout.cp * layout.tp
         return self.autotune.num_gpus
 
 

@@ -68,7 +68,8 @@ def read_torch_compile(top: Section, engine: EngineSettings) -> bool:
     """Read `torch_compile`; Axolotl's "auto" means true on every torch that runs here.
 
     Raises:
-        AutotuneError: the DeepSpeed mapping asks for what the file forbids, or ZeRO-3.
+        AutotuneError: the DeepSpeed mapping asks for what the file forbids, ZeRO-3, or tensor
+            parallelism.
     """
     top.text("torch_compile_backend", choices=("inductor",))
     given = top.raw("torch_compile")
@@ -77,6 +78,11 @@ def read_torch_compile(top: Section, engine: EngineSettings) -> bool:
     if given is False and engine.torch_compile:
         raise top.error("torch_compile", "The DeepSpeed file asks for it: use the file without.")
     compiled = bool(given) or engine.torch_compile
+    if compiled and top.integer("tensor_parallel_size", 1, minimum=1) > 1:
+        raise AutotuneError(
+            f"{top.where}: torch_compile with tensor_parallel_size above 1 was never run here. "
+            "Remove one of them."
+        )
     if compiled and engine.sharding.zero_stage == 3:
         # dynamo traces DeepSpeed's gathering hooks of every module until it gives up (0.19.8).
         raise AutotuneError(

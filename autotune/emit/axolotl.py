@@ -130,7 +130,9 @@ def _mesh(plan: Plan) -> dict[str, Any]:
     if plan.cp > 1:
         # Axolotl's context parallelism takes FlashAttention 2 alone.
         keys |= {"context_parallel_size": plan.cp, "attn_implementation": "flash_attention_2"}
-    if hybrid or (plan.cp > 1 and plan.engine is not Engine.DEEPSPEED):
+    if plan.tp > 1:
+        keys["tensor_parallel_size"] = plan.tp
+    if hybrid or plan.tp > 1 or (plan.cp > 1 and plan.engine is not Engine.DEEPSPEED):
         # With DeepSpeed Axolotl refuses dp_shard_size at the start, and fills it rightly itself.
         keys |= {"dp_shard_size": plan.dp_shard, "dp_replicate_size": plan.dp_replicate}
     return keys

@@ -21,6 +21,7 @@ PLAN_KEYS: Mapping[str, str] = {
     "micro_batch_size": "micro_batch_size",
     "grad_accum_steps": "gradient_accumulation_steps",
     "recompute": "gradient_checkpointing",
+    "tp": "tensor_parallel_size",
     "cp": "context_parallel_size",
     "cp_backend": "ring_attn_func",
     "heads_k_stride": "heads_k_stride",

@@ -53,6 +53,8 @@ def _layout_keys(layout: Layout, *, packed: bool) -> dict[str, Any]:
     if layout.cp > 1:
         keys["context_parallel_size"] = layout.cp
         keys |= ring_keys(layout, packed=packed)
+    if layout.tp > 1:
+        keys["tensor_parallel_size"] = layout.tp
     sizes = {"dp_shard_size": layout.dp_shard, "dp_replicate_size": layout.dp_replicate}
     return keys | {key: size for key, size in sizes.items() if size is not None}
 

@@ -73,6 +73,11 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
             f"accelerate, measured here was {cp_words(plan)}: memory and speed differ"
             + ("; it does not take sample_packing." if job.workload.packing else ".")
         )
+    if plan.tp > 1:
+        warnings.append(
+            f"tensor_parallel_size: {plan.tp}: accelerate makes the mesh, your script has to load "
+            "the model split over it (transformers' tp_plan), or it trains unsplit without a word."
+        )
     warnings += several_nodes(plan)
     said = {"torch_compile"} | ({"max_grad_norm"} if plan.engine is Engine.DEEPSPEED else set())
     unsaid = lost_plan_keys(plan, _LOST[plan.engine]) | training_keys(job, said)
@@ -151,11 +156,11 @@ def _mesh(job: Job) -> dict[str, Any]:
             # SDPA there looks across the documents of a packed sequence.
             "sp_attn_implementation": "flash_attention_2" if packed else "sdpa",
         })  # fmt: skip
-    if plan.engine is Engine.FSDP2 and (plan.cp > 1 or plan.dp_replicate > 1):
+    if plan.engine is Engine.FSDP2 and (plan.cp > 1 or plan.tp > 1 or plan.dp_replicate > 1):
         return _prefixed({
             "dp_replicate_size": plan.dp_replicate,
             "dp_shard_size": plan.dp_shard,
-            "tp_size": 1,
+            "tp_size": plan.tp,
             "cp_size": plan.cp,
             **({"cp_backend": "torch", "cp_comm_strategy": "allgather"} if plan.cp > 1 else {}),
         })  # fmt: skip

@@ -32,13 +32,18 @@ def to_llamafactory(job: Job, file_name: str) -> Exported:
     accelerate with a config file of its own.
 
     Raises:
-        AutotuneError: sequence parallelism, which LLaMA-Factory has no word for.
+        AutotuneError: sequence or tensor parallelism, which LLaMA-Factory has no word for.
     """
     plan = job.plan
     if plan.cp > 1:
         raise AutotuneError(
             f"--to llamafactory: context_parallel_size {plan.cp} has no word there. Use --to "
             "axolotl, or a plan with cp=1."
+        )
+    if plan.tp > 1:
+        raise AutotuneError(
+            f"--to llamafactory: tensor_parallel_size {plan.tp} has no word there that loads the "
+            "model split. Use --to axolotl or torchtitan, or a plan with tp=1."
         )
     keys = _model_keys(job) | _data_keys(job) | _train_keys(job)
     files: dict[str, str] = {}

@@ -82,6 +82,7 @@ def torchtitan_flags(job: Job) -> list[str]:
         "training.mixed_precision_reduce": "float32",
         "parallelism.data_parallel_replicate_degree": plan.dp_replicate,
         "parallelism.data_parallel_shard_degree": plan.dp_shard,
+        "parallelism.tensor_parallel_degree": plan.tp,
         "parallelism.context_parallel_degree": plan.cp,
         "parallelism.fsdp_reshard_after_forward": (
             "always" if plan.reshard_after_forward else "never"

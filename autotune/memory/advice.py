@@ -110,7 +110,10 @@ def profiles_needed(
     changes: Sequence[Change],
     hardware: HardwareSpec,
 ) -> list[TraceKey]:
-    """Return the profiles that a plan's estimate and its advice read, to trace them together."""
+    """Return the profiles that a plan's estimate and its advice read, to trace them together.
+
+    All changes keep the plan's tensor-parallel degree.
+    """
     cases = [(workload, plan), *((change.workload, change.plan) for change in changes)]
     return list(dict.fromkeys(setup_of(model, w, p, hardware).key for w, p in cases))
 

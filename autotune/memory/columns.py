@@ -72,7 +72,9 @@ class PlanColumns:
     @property
     def world_size(self) -> Array:
         """Ranks of each plan."""
-        return np.asarray(self.numbers[:, 2:5].prod(axis=1), float)
+        tp = np.array([plan.tp for plan in self.layouts], float)
+        own = tp[self.layout] if len(self) else 1.0
+        return np.asarray(self.numbers[:, 2:5].prod(axis=1) * own, float)
 
     def groups(self) -> Iterator[tuple[Plan, Index]]:
         """Yield the plans that share layout and trace key: one of them, and the index of all.

@@ -8,7 +8,6 @@ from typing import Any
 from autotune.memory.moments import Moment, plain
 from autotune.memory.peak import Peak
 from autotune.memory.profile import ActivationProfile
-from autotune.memory.profiles import activation_profile
 from autotune.memory.residuals import Residual, Residuals, ruler_of
 from autotune.memory.setup import Setup, setup_of
 from autotune.memory.table import (
@@ -19,6 +18,7 @@ from autotune.memory.table import (
     numbers_of,
     walk_of,
 )
+from autotune.memory.tensor_parallel import rank_profiles
 from autotune.plan import Plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
@@ -124,7 +124,7 @@ def estimate_memory(
         AutotuneError: the model cannot be built or traced.
     """
     setup = setup or setup_of(model, workload, plan, hardware)
-    profile = profile or activation_profile(model, setup.key)
+    profile = profile or rank_profiles(model, [setup.key], plan.tp)[setup.key]
     walk = walk_of(model, workload, plan, setup, profile, hardware, numbers_of(plan))
     on_cpu = hardware.gpu.is_cpu
     resting = {name: plain(value, 0) for name, value in walk.engine.resting().items()}

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.memory.columns import PlanColumns
+from autotune.memory.columns import Index, PlanColumns
 from autotune.memory.engines import Runs, engine_memory, packed_base
 from autotune.memory.moments import Moment, Walk
 from autotune.memory.profile import ActivationProfile, features
-from autotune.memory.profiles import activation_profiles
-from autotune.memory.setup import Setup, setup_of
+from autotune.memory.setup import Setup, TraceKey, setup_of
 from autotune.memory.sizes import sizes_of
+from autotune.memory.tensor_parallel import rank_profiles
 from autotune.plan import Plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
+from autotune.spec.model.part import tensor_part
 from autotune.spec.workload import Workload
 from autotune.units import GIB
 
@@ -85,9 +86,9 @@ def estimate_memory_table(
     at = np.zeros(count, np.int64)
     groups = list(columns.groups())
     setups = [setup or setup_of(model, workload, plan, hardware) for plan, _ in groups]
-    profiles = {} if profile else activation_profiles(model, [s.key for s in setups])
+    profiles = {} if profile else _profiles(model, groups, setups)
     for (plan, index), own in zip(groups, setups, strict=True):
-        walked = profile or profiles[own.key]
+        walked = profile or profiles[own.key, plan.tp]
         for start in range(0, len(index), _CHUNK):
             rows = index[start : start + _CHUNK]
             numbers = columns.numbers[rows]
@@ -116,6 +117,20 @@ def estimate_memory_table(
     )
 
 
+def _profiles(
+    model: ModelSpec, groups: list[tuple[Plan, Index]], setups: list[Setup]
+) -> dict[tuple[TraceKey, int], ActivationProfile]:
+    """Return the profiles of groups of plans, by trace key and tensor-parallel degree."""
+    keys: dict[int, list[TraceKey]] = {}
+    for (plan, _), setup in zip(groups, setups, strict=True):
+        keys.setdefault(plan.tp, []).append(setup.key)
+    return {
+        (key, tp): profile
+        for tp, own in keys.items()
+        for key, profile in rank_profiles(model, own, tp).items()
+    }
+
+
 def walk_of(
     model: ModelSpec,
     workload: Workload,
@@ -138,7 +153,7 @@ def walk_of(
             degree, bucket.
     """
     batch, steps, replicas, shards, cp, bucket = numbers.T
-    sizes = sizes_of(model, profile, setup.key.adapter)
+    sizes = sizes_of(tensor_part(model, plan.tp), profile, setup.key.adapter)
     runs = Runs(
         setup=setup,
         on_cpu=hardware.gpu.is_cpu,
@@ -146,7 +161,7 @@ def walk_of(
         offload_params=plan.offload_params,
         reshard=plan.reshard_after_forward,
         shards=shards * cp,
-        world=replicas * shards * cp,
+        world=replicas * shards * cp * plan.tp,
         steps=steps,
         bucket=np.where(bucket > 0, bucket, float(model.hidden_size**2)),
         hpz=plan.hpz,

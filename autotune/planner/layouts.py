@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 from autotune.plan import CpBackend, Plan, Recompute
 from autotune.rules import heads_divide
@@ -24,6 +25,7 @@ def enumerate_plans(
     micro_batches: Sequence[int] | None = None,
     cp_degrees: Sequence[int] = CP_DEGREES,
     cp_backends: Sequence[CpBackend] | None = None,
+    tp_degrees: Sequence[int] = (1,),
     recompute: Sequence[Recompute] = (Recompute.NONE, Recompute.FULL),
     also: Sequence[Plan] = (),
 ) -> list[Plan]:
@@ -32,25 +34,28 @@ def enumerate_plans(
     The accumulation follows from the exact global batch. Without `micro_batches` the powers of two
     that divide a rank's sequences are taken, and all of them at once (accumulation 1). Without
     `cp_backends` sequences are split by Ulysses, and by the ring where its heads do not divide.
+    Tensor parallelism is in the space only where its degrees are asked for.
     The plans `also` come in addition, each of one of the strategies.
     """
     plans = []
-    for strategy in strategies:
-        for cp, backend in _sequence_splits(model, cp_degrees, cp_backends):
+    for strategy, tp in product(strategies, tp_degrees):
+        for cp, backend in _sequence_splits(model, tp, cp_degrees, cp_backends):
             for mode in recompute:
-                layout = make_plan(strategy, hardware, cp=cp, cp_backend=backend, recompute=mode)
+                layout = make_plan(
+                    strategy, hardware, tp=tp, cp=cp, cp_backend=backend, recompute=mode
+                )
                 plans += _with_batches(layout, workload, micro_batches)
     known = {plan.id for plan in plans} if also else set()
     return plans + [plan for plan in also if plan.id not in known]
 
 
 def _sequence_splits(
-    model: ModelSpec, cp_degrees: Sequence[int], cp_backends: Sequence[CpBackend] | None
+    model: ModelSpec, tp: int, cp_degrees: Sequence[int], cp_backends: Sequence[CpBackend] | None
 ) -> list[tuple[int, CpBackend]]:
     found = []
     for cp in cp_degrees:
         backends: Sequence[CpBackend] = cp_backends or (
-            [CpBackend.ULYSSES if heads_divide(model, cp) else CpBackend.RING]
+            [CpBackend.ULYSSES if heads_divide(model, cp * tp) else CpBackend.RING]
         )
         found += [(cp, backend) for backend in (backends if cp > 1 else [CpBackend.ULYSSES])]
     return found
@@ -60,6 +65,7 @@ def make_plan(
     strategy: Strategy,
     hardware: HardwareSpec,
     *,
+    tp: int = 1,
     cp: int = 1,
     cp_backend: CpBackend = CpBackend.ULYSSES,
     recompute: Recompute = Recompute.NONE,
@@ -67,7 +73,7 @@ def make_plan(
     grad_accum_steps: int = 1,
 ) -> Plan:
     """Lay a strategy out over the hardware; the result may break a rule."""
-    data_parallel = max(1, hardware.num_gpus // cp)
+    data_parallel = max(1, hardware.num_gpus // (cp * tp))
     match strategy.replicate:
         case Replicate.ALL:
             dp_replicate, dp_shard = data_parallel, 1
@@ -85,6 +91,7 @@ def make_plan(
         offload_params=strategy.offload_params,
         dp_replicate=dp_replicate,
         dp_shard=dp_shard,
+        tp=tp,
         cp=cp,
         cp_backend=cp_backend,
         micro_batch_size=micro_batch_size,

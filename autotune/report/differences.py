@@ -34,6 +34,7 @@ _KINDS = {
     "micro_batches": Kind.SEARCH,
     "cp_degrees": Kind.SEARCH,
     "cp_backends": Kind.SEARCH,
+    "tp_degrees": Kind.SEARCH,
     "recompute": Kind.SEARCH,
     "seed": Kind.SEARCH,
 }

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.runner.compiling import count_compiled_layers, count_graphs, decoder_layers
+from autotune.runner.placements import expected_groups, expected_placements
 from autotune.runner.ring import BATCH_RING, VARLEN_LLAMA3
 from autotune.runner.ring_package import load_ring_package
 from autotune.runner.trainer import AutotuneTrainer, wrap_optimizer_step
@@ -71,8 +72,9 @@ def check_attention(
     ring = plan.cp > 1 and plan.cp_backend is CpBackend.RING
     _expect("ring attention calls in a step", CONTEXT.calls * ring, CONTEXT.ring_calls)
     if ring:
-        return _check_ring(plan, workload, config.num_attention_heads, trainer.args.device.type)
-    _expect("attention heads a rank", config.num_attention_heads // plan.cp, heads)
+        own_heads = config.num_attention_heads // plan.tp
+        return _check_ring(plan, workload, own_heads, trainer.args.device.type)
+    _expect("attention heads a rank", config.num_attention_heads // (plan.cp * plan.tp), heads)
     _expect("tokens each attention sees", workload.seq_len, tokens)
     windowed = model.num_window_layers_at(workload.seq_len)
     masked = layers if workload.packing else windowed
@@ -224,12 +226,11 @@ def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
             raise InvalidRunError(f"asked for FSDP2, but {name} is not a DTensor")
-        expected: list[type] = [Shard] if plan.dp_replicate == 1 else [Replicate, Shard]
-        kinds = [type(placement) for placement in parameter.placements]
-        _expect(
-            f"placements of {name}", [k.__name__ for k in expected], [k.__name__ for k in kinds]
-        )
-        _expect(f"shard ranks of {name}", plan.shard_size, parameter.device_mesh.size(-1))
+        expected = expected_placements(name, plan)
+        _expect(f"placements of {name}", expected, tuple(parameter.placements))
+        sizes = [plan.dp_replicate] * (plan.dp_replicate > 1) + [plan.shard_size]
+        sizes += [plan.tp] * (plan.tp > 1)
+        _expect(f"mesh of {name}", sizes, list(parameter.device_mesh.shape))
         if parameter.requires_grad:
             _expect(f"master dtype of {name}", torch.float32, parameter.dtype)
         if plan.offload_params:
@@ -246,6 +247,9 @@ def _check_fsdp2(model: torch.nn.Module, plan: Plan, workload: Workload) -> dict
     }
     if plan.shard_size > 1:
         _expect("reshard after forward", {plan.reshard_after_forward}, reshard)
+    if plan.tp > 1 and _text_config(model).tie_word_embeddings:
+        pair = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        _expect("output head that is the embedding", True, pair[0] is pair[1])
     return {"placements": dict(placements), "fsdp_units": len(units)}
 
 
@@ -265,35 +269,31 @@ def _check_ddp(model: torch.nn.Module) -> dict[str, Any]:
 
 def _check_groups(model: Any, plan: Plan, device: torch.device) -> dict[str, int]:
     """Run one real collective in each group and compare who answers with who belongs to it."""
-    rank, world = dist.get_rank(), plan.world_size
+    rank = dist.get_rank()
+    members = expected_groups(plan, rank)
     groups: dict[str, tuple[dist.ProcessGroup | None, list[int]]] = {
-        "world": (None, list(range(world)))
+        "world": (None, members["world"])
     }
     if plan.cp > 1:
-        groups["sequence"] = (CONTEXT.group, _block(rank, plan.cp))
+        groups["sequence"] = (CONTEXT.group, members["sequence"])
     if plan.engine is Engine.DEEPSPEED:
-        groups["data-parallel"] = (model.data_parallel_group, list(range(world)))
+        groups["data-parallel"] = (model.data_parallel_group, members["world"])
     elif plan.engine is Engine.FSDP2:
-        mesh = next(model.parameters()).device_mesh
-        groups["shard"] = (mesh.get_group(mesh.ndim - 1), _block(rank, plan.shard_size))
+        mesh, shard = next(model.parameters()).device_mesh, int(plan.dp_replicate > 1)
+        groups["shard"] = (mesh.get_group(shard), members["shard"])
         if plan.dp_replicate > 1:
-            same_shard = list(range(rank % plan.shard_size, world, plan.shard_size))
-            groups["replicate"] = (mesh.get_group(0), same_shard)
+            groups["replicate"] = (mesh.get_group(0), members["replicate"])
+        if plan.tp > 1:
+            groups["tensor-parallel"] = (mesh.get_group(shard + 1), members["tensor-parallel"])
     else:
-        groups["replicate"] = (model.process_group, list(range(world)))
+        groups["replicate"] = (model.process_group, members["world"])
     own = torch.tensor([rank], device=device)
-    for name, (group, members) in groups.items():
+    for name, (group, asked) in groups.items():
         answers = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
         dist.all_gather(answers, own, group=group)
         found = [int(answer) for answer in answers]
-        _expect(f"ranks answering in the {name} group", members, found)
-    return {name: len(members) for name, (_, members) in groups.items()}
-
-
-def _block(rank: int, size: int) -> list[int]:
-    """Return the `size` neighbouring ranks that `rank` is one of."""
-    first = rank - rank % size
-    return list(range(first, first + size))
+        _expect(f"ranks answering in the {name} group", asked, found)
+    return {name: len(asked) for name, (_, asked) in groups.items()}
 
 
 def _check_buffers(model: torch.nn.Module, workload: Workload) -> int:

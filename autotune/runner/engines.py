@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from autotune.emit.deepspeed import deepspeed_config
 from autotune.plan import Engine, Plan, Recompute
 from autotune.runner.cpu_shim import install_cpu_fsdp_shim
+from autotune.runner.tensor_parallel import SplitMesh
 from autotune.spec.model import model_from_config
 from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision
@@ -93,9 +94,12 @@ def training_arguments(
         values["fsdp"] = True
         values["fsdp_config"] = _fsdp_config(request, plan)
         if plan.world_size > 1 and _accelerate_shards(request):
+            mesh = SplitMesh if plan.tp > 1 else ParallelismConfig
             # To accelerate, sequence-parallel ranks are ordinary shard ranks.
-            values["parallelism_config"] = ParallelismConfig(
-                dp_replicate_size=plan.dp_replicate, dp_shard_size=plan.shard_size
+            values["parallelism_config"] = mesh(
+                dp_replicate_size=plan.dp_replicate,
+                dp_shard_size=plan.shard_size,
+                tp_size=plan.tp,
             )
     return TrainingArguments(**(values | more))
 
@@ -163,7 +167,8 @@ def _fsdp_config(request: Request, plan: Plan) -> dict[str, Any]:
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "state_dict_type": "SHARDED_STATE_DICT",
         # Rank 0 alone holds the weights; the others' pages stay untouched until the broadcast. A
-        # base in 4 bits every rank makes for itself: see autotune.runner.quantised.
-        "cpu_ram_efficient_loading": not (adapter and adapter.base_storage),
+        # base in 4 bits every rank makes for itself (autotune.runner.quantised), and its part of a
+        # split model it cuts from a copy of its own (autotune.runner.tensor_parallel).
+        "cpu_ram_efficient_loading": plan.tp == 1 and not (adapter and adapter.base_storage),
         "activation_checkpointing": plan.recompute is Recompute.FULL,
     }

@@ -22,16 +22,16 @@ def token_weighted_loss(
     """Return this rank's share of the step's mean loss, scaled for engines that average gradients.
 
     Every engine here (DDP, ZeRO-1/2/3, FSDP2, HSDP) averages gradients over all ranks, sequence-
-    parallel ones included, because none of them is told of sequence parallelism. So with
-    ``loss = sum(local token losses) * world_size / step_tokens`` the averaged gradient is exactly
-    that of the mean over all valid tokens of the step, for any split of the step into ranks,
-    sequence parts and micro-batches.
+    parallel ones included, because none of them is told of sequence parallelism; tensor-parallel
+    ranks count as one. So with ``loss = sum(local token losses) * world_size / step_tokens`` the
+    averaged gradient is exactly that of the mean over all valid tokens of the step, for any split
+    of the step into ranks, sequence parts and micro-batches.
 
     Args:
         logits: ``[batch, local_tokens, vocab]``, any dtype; the loss is computed in fp32.
         shift_labels: ``[batch, local_tokens]``: the token to predict at each position, or -100.
-        step_tokens: valid labels of the whole optimizer step over all ranks.
-        world_size: number of ranks.
+        step_tokens: valid labels of the whole optimizer step, each once.
+        world_size: number of ranks that gradients are averaged over.
         chunked: keep no fp32 value of all logits: cross-entropy goes over `CHUNKS` slices of the
             tokens, and backward computes each slice's again.
 

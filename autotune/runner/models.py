@@ -33,7 +33,7 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
     Weights are fp32 (the master weights); in bf16 runs random weights are rounded to bf16 first, as
     DeepSpeed takes its master copy from bf16 weights: so every engine starts from the same state.
     Host memory: ZeRO-3 shards while building. FSDP2 fills one copy on rank 0 and broadcasts it; the
-    other ranks hold untouched pages. DDP and ZeRO-1/2 hold a full copy a rank.
+    other ranks hold untouched pages. DDP, ZeRO-1/2 and tensor parallelism hold a full copy a rank.
 
     Raises:
         AutotuneError: pretrained weights lack a parameter or bring one too many.
@@ -50,7 +50,7 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
         model = _load_pretrained(request.model.weights)
     else:
         model = _allocate(request.model.config)
-        if plan.engine is not Engine.FSDP2 or _is_first_rank():
+        if plan.engine is not Engine.FSDP2 or plan.tp > 1 or _is_first_rank():
             _initialise(model, request.seed, workload.precision)
     model.config.use_cache = False
     if workload.adapter is not None:

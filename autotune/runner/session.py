@@ -22,6 +22,7 @@ from autotune.runner.imports import import_everything
 from autotune.runner.liger import apply_liger
 from autotune.runner.models import build_model
 from autotune.runner.ring_package import load_ring_package
+from autotune.runner.tensor_parallel import split_model
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
 from autotune.runner.ulysses import CONTEXT, make_sequence_groups
@@ -42,10 +43,11 @@ class Session:
     def place(self) -> dict[str, int]:
         """Where this rank stands among data-parallel and sequence-parallel ranks."""
         rank, plan = self.answer.rank, self.plan
+        # The ranks of a tensor-parallel group, the innermost, read the same.
         return {
-            "dp_rank": rank // plan.cp,
+            "dp_rank": rank // (plan.cp * plan.tp),
             "dp_size": plan.data_parallel_size,
-            "cp_rank": rank % plan.cp,
+            "cp_rank": rank // plan.tp % plan.cp,
             "cp_size": plan.cp,
         }
 
@@ -94,7 +96,7 @@ def open_session(request: Request, answer: Answer) -> Session:
 
 def _set_attention(plan: Plan, device: str) -> None:
     """Make the sequence groups and tell the attention function how they see whole sequences."""
-    CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp)
+    CONTEXT.cp, CONTEXT.group = plan.cp, make_sequence_groups(plan.cp, plan.tp)
     CONTEXT.ring = plan.cp > 1 and plan.cp_backend is CpBackend.RING
     CONTEXT.heads_k_stride = plan.heads_k_stride
     if CONTEXT.ring:
@@ -122,6 +124,8 @@ def make_trainer(
     request, plan = session.request, session.plan
     made = arguments()
     model = build_model(request, plan)
+    if plan.tp > 1 and made.parallelism_config is not None:
+        split_model(model, made.parallelism_config, request.device)
     apply_liger(model, request.workload.liger)
     enable_recompute(model, plan)
     if request.train is not None and request.train.torch_compile:

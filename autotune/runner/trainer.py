@@ -74,6 +74,7 @@ class AutotuneTrainer(Trainer):
         tokens = torch.tensor(valid, dtype=torch.int64, device=device)
         if dist.is_initialized():
             dist.all_reduce(tokens)
+            tokens //= self.plan.tp  # the ranks of a tensor-parallel group read the same
         self.step_tokens = int(tokens)
         return batches, tokens
 
@@ -86,7 +87,8 @@ class AutotuneTrainer(Trainer):
     ) -> torch.Tensor:
         """Return this rank's share of the step's mean token loss; see `token_weighted_loss`."""
         assert num_items_in_batch is not None
-        world = self.args.world_size
+        # Over these ranks gradients are averaged; along `tp` they are parts, or the same.
+        world = self.args.world_size // self.plan.tp
         with self._offloaded():
             if self._fused_loss:
                 return self._fused_loss_of(model, inputs, num_items_in_batch) * world
@@ -129,6 +131,7 @@ class AutotuneTrainer(Trainer):
         self.last_evaluated_step = self.state.global_step
         if dist.is_initialized():
             dist.all_reduce(sums)
+            sums /= self.plan.tp
         metrics = {
             f"{metric_key_prefix}_loss": float(sums[0] / sums[1].clamp(min=1)),
             f"{metric_key_prefix}_tokens": float(sums[1]),

@@ -99,19 +99,22 @@ def keep_attention_uncompiled() -> None:
     AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(_attention))
 
 
-def make_sequence_groups(cp: int) -> dist.ProcessGroup | None:
-    """Create the groups of `cp` neighbouring ranks; return this rank's (None when ``cp == 1``).
+def make_sequence_groups(cp: int, tp: int = 1) -> dist.ProcessGroup | None:
+    """Create the groups of `cp` ranks of a sequence; return this rank's (None when ``cp == 1``).
 
-    Neighbours, because the all-to-all wants the fastest links and ranks are numbered by host.
+    Neighbours, because the all-to-all wants the fastest links and ranks are numbered by host; but
+    for the `tp` ranks that hold the same tokens, which are nearer still.
     """
     if cp == 1:
         return None
     world, rank = dist.get_world_size(), dist.get_rank()
     own = None
-    for first in range(0, world, cp):
-        group = dist.new_group(list(range(first, first + cp)))
-        if first <= rank < first + cp:
-            own = group
+    for block in range(0, world, cp * tp):
+        for first in range(block, block + tp):
+            members = list(range(first, block + cp * tp, tp))
+            group = dist.new_group(members)
+            if rank in members:
+                own = group
     return own
 
 

@@ -26,9 +26,9 @@ GROUPS: tuple[tuple[str, Callable[[Plan], object]], ...] = (
         ),
     ),
     ("offload", lambda plan: (plan.offload_optimizer, plan.offload_params)),
-    ("cp", lambda plan: (plan.cp, plan.cp_backend)),
+    ("cp", lambda plan: (plan.cp, plan.cp_backend, plan.tp)),
     ("recompute", lambda plan: plan.recompute),
-    ("cp and engine", lambda plan: (plan.cp, plan.cp_backend, plan.engine)),
+    ("cp and engine", lambda plan: (plan.cp, plan.cp_backend, plan.tp, plan.engine)),
 )  # fmt: skip
 """What plans can have in common; a prediction that is wrong for one is wrong for its like."""
 

@@ -89,7 +89,7 @@ def space_of(families: Sequence[Family]) -> Space:
 
 def family_name(plan: Plan) -> str:
     """Return a plan's name without its micro batch and accumulation."""
-    words = [plan.strategy, *plan.cp_words]
+    words = [plan.strategy, *plan.split_words]
     if plan.recompute is not Recompute.NONE:
         words.append("recompute")
     return " ".join(words)

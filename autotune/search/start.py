@@ -95,6 +95,7 @@ def _laid_out(strategy: Strategy, plan: Plan, hardware: HardwareSpec) -> Plan:
     return make_plan(
         strategy,
         hardware,
+        tp=plan.tp,
         cp=plan.cp,
         recompute=plan.recompute,
         micro_batch_size=plan.micro_batch_size,

@@ -68,6 +68,7 @@ class Contract:
     """What chose the order of the trials: another would go on from what it would not have asked."""
     cp_backends: Sequence[str] = ()
     """How sequences are split; none given: as their heads allow."""
+    tp_degrees: Sequence[int] = (1,)
     start: Start | None = None
     """The configuration the search starts from, which is in its space."""
 
@@ -102,6 +103,8 @@ class Contract:
             "micro_batches": list(self.micro_batches) if self.micro_batches else None,
             "cp_degrees": list(self.cp_degrees),
             **({"cp_backends": list(self.cp_backends)} if self.cp_backends else {}),
+            # Left out at its default: older studies have no word for it.
+            **({"tp_degrees": list(self.tp_degrees)} if list(self.tp_degrees) != [1] else {}),
             "recompute": list(self.recompute),
             "memory_limit_bytes": self.memory_limit_bytes,
             "datasets": [

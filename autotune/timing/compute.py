@@ -182,7 +182,8 @@ def _activation_bytes(
         at = cp == degree
         more = batch[at] - 1
         layers[at] = one.layers + more * (two.layers - one.layers)
-        logits[at] = one.logits_loss + more * (two.logits_loss - one.logits_loss)
+        # Each tensor-parallel rank takes the loss over the whole vocabulary.
+        logits[at] = plan.tp * (one.logits_loss + more * (two.logits_loss - one.logits_loss))
     return layers, logits
 
 

@@ -17,6 +17,7 @@ from autotune.memory.columns import PlanColumns
 from autotune.plan import Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
+from autotune.spec.model.part import tensor_part
 from autotune.spec.workload import Workload
 from autotune.timing.calibration import Calibration
 from autotune.timing.compute import compute_of, layouts
@@ -82,7 +83,10 @@ def estimate_time_table(
     columns = plans if isinstance(plans, PlanColumns) else PlanColumns.of(plans)
     found = {name: np.zeros(len(columns)) for name in (*COMPONENTS, "hidden_communication_s")}
     for plan, index in layouts(columns):
-        parts = _step(model, workload, plan, columns.numbers[index], hardware, calibration)
+        own = tensor_part(model, plan.tp)
+        # What was measured of a machine is of whole models.
+        known = calibration if plan.tp == 1 else None
+        parts = _step(own, workload, plan, columns.numbers[index], hardware, known)
         for name, seconds in parts.items():
             found[name][index] = seconds
     found["overhead_s"] += cold_start.per_step_s
@@ -104,7 +108,10 @@ def _step(
     hardware: HardwareSpec,
     calibration: Calibration | None,
 ) -> dict[str, Array]:
-    """Return the seconds of each part for plans that are like `plan` but for their numbers."""
+    """Return the seconds of each part for plans that are like `plan` but for their numbers.
+
+    Of a tensor-parallel plan `model` is the rank's part.
+    """
     steps, recomputes = numbers[:, 1], plan.recompute is Recompute.FULL
     compute = compute_of(model, workload, plan, numbers, hardware, calibration)
     recompute = compute.recompute * recomputes

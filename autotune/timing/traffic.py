@@ -47,6 +47,7 @@ def traffic_of(
 ) -> Traffic:
     """Return the traffic of plans that are like `plan` but for their numbers."""
     batch, _, replicas, shards, cp, buckets = numbers.T
+    tp = plan.tp
     zero = np.zeros(len(numbers))
     width = compute_bytes(workload.precision)
     added = model.num_adapter_parameters(workload.adapter) if workload.adapter else 0
@@ -60,10 +61,12 @@ def traffic_of(
     pieces = np.clip(trainable / bucket, layers, layers * (len(model.linears) + 1))
 
     def gather(elements: float, calls: Array | int = layers) -> Array:
-        return links.seconds(Collective.ALL_GATHER, width * elements, group, calls=calls)
+        return links.seconds(Collective.ALL_GATHER, width * elements, group, calls=calls, stride=tp)
 
     def scatter(calls: Array | int = layers) -> Array:
-        return links.seconds(Collective.REDUCE_SCATTER, FP32 * trainable, group, calls=calls)
+        return links.seconds(
+            Collective.REDUCE_SCATTER, FP32 * trainable, group, calls=calls, stride=tp
+        )
 
     forward = backward = once_overlapped = once = zero
     match plan.engine:
@@ -102,16 +105,38 @@ def traffic_of(
             backward = forward if plan.reshard_after_forward else zero
             copies = links.seconds(
                 Collective.ALL_REDUCE, FP32 * trainable / group, replicas, calls=layers,
-                stride=group,
+                stride=group * tp,
             )  # fmt: skip
             once_overlapped = scatter() + copies
     return Traffic(
         forward=forward,
         backward=backward,
-        blocking=_sequence_exchange(model, workload, plan, batch, cp, links),
+        blocking=_sequence_exchange(model, workload, plan, batch, cp, links)
+        + _tensor_sums(model, workload, plan, batch, cp, links),
         once_overlapped=once_overlapped,
         once=once,
     )
+
+
+def _tensor_sums(
+    model: ModelSpec, workload: Workload, plan: Plan, batch: Array, cp: Array, links: Links
+) -> Array:
+    """Sums over the tensor-parallel ranks, of the hidden states but for the logits.
+
+    A layer sums twice in forward and twice in backward (Shoeybi et al., arXiv:1909.08053), and
+    twice more where it is recomputed; the embedding once in forward, the head once in backward,
+    and the head gathers the logits.
+    """
+    if plan.tp == 1:
+        return np.zeros(len(cp))
+    tokens = batch * workload.seq_len / cp
+    width = compute_bytes(workload.precision)
+    sums = (6 if plan.recompute is Recompute.FULL else 4) * model.num_layers + 2
+    hidden = sums * width * tokens * model.hidden_size
+    logits = width * tokens * model.vocab_size * plan.tp
+    ranks = np.full(len(cp), float(plan.tp))
+    summed = links.seconds(Collective.ALL_REDUCE, hidden, ranks, calls=sums)
+    return summed + links.seconds(Collective.ALL_GATHER, logits, ranks)
 
 
 def _sequence_exchange(
@@ -127,7 +152,7 @@ def _sequence_exchange(
         return np.where(cp > 1, model.num_layers * one_layer, 0.0)
     elements = tokens * (2 * model.query_size + 2 * model.kv_size)
     passes = 3 if plan.recompute is Recompute.FULL else 2
-    one_layer = links.seconds(Collective.ALL_TO_ALL, width * elements, cp, calls=4)
+    one_layer = links.seconds(Collective.ALL_TO_ALL, width * elements, cp, calls=4, stride=plan.tp)
     return passes * model.num_layers * one_layer
 
 

@@ -40,6 +40,7 @@ def identity_of(request: Request, data_digest: str | None) -> dict[str, Any]:
         "zero_stage": plan.zero_stage,
         "ranks": plan.world_size,
         "sequence_parallel": plan.cp,
+        **({"tensor_parallel": plan.tp} if plan.tp > 1 else {}),
         "optimizer": workload.optimizer,
         "precision": str(workload.precision),
         "global_batch_size": plan.global_batch_size,

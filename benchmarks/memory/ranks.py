@@ -2,6 +2,7 @@
 
     python benchmarks/memory/ranks.py --measure    # adds the rows that are missing
     python benchmarks/memory/ranks.py              # estimates of the rows there are, and the errors
+    python benchmarks/memory/ranks.py --tensor-parallel --measure    # those of split models
 
 Every configuration trains two steps, evaluates and gathers its weights through the project's own
 runner; the peak is the allocator's own account of the rank that needs most.
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ranks_cases import MODELS, Case, cases
+from ranks_cases import MODELS, Case, cases, tensor_parallel_cases
 from ranks_errors import COMPARED, figures, instant_errors, row_of, trace_all, write
 from ranks_measured import measured_row, read_rows, write_rows
 
@@ -27,6 +28,8 @@ from autotune.trial.protocol import REQUEST_FILE, ModelSource, Request, write_me
 _HERE = Path(__file__).parent
 MEASURED = _HERE / "ranks_measured.csv"
 RESULT = _HERE / "ranks.csv"
+TENSOR_PARALLEL = _HERE / "ranks_tp_measured.csv", _HERE / "ranks_tp.csv"
+"""The same two of split models."""
 _AT_ONCE = 15
 """Launches of one worker process, which pays for the imports once."""
 
@@ -44,8 +47,8 @@ def request_of(case: Case, folder: Path) -> Request:
     )
 
 
-def measure(missing: list[Case], work: Path) -> None:
-    """Run cases and write each as it finishes."""
+def measure(missing: list[Case], every: list[Case], file: Path, work: Path) -> None:
+    """Run cases and write each as it finishes, in the order of all."""
     for first in range(0, len(missing), _AT_ONCE):
         batch = {}
         for case in missing[first : first + _AT_ONCE]:
@@ -66,19 +69,18 @@ def measure(missing: list[Case], work: Path) -> None:
                 name, how, _ = line.split("\t")
                 case = batch[Path(name)]
                 if how == "ok":
-                    _add(measured_row(case.name, Path(name), case.plan.world_size))
+                    _add(measured_row(case.name, Path(name), case.plan.world_size), every, file)
 
 
-def _add(row: dict[str, object]) -> None:
-    rows = dict(read_rows(MEASURED)) | {str(row["name"]): row}
-    order = [case.name for case in cases()]
-    write_rows(MEASURED, (rows[name] for name in order if name in rows))
+def _add(row: dict[str, object], every: list[Case], file: Path) -> None:
+    rows = (dict(read_rows(file)) if file.exists() else {}) | {str(row["name"]): row}
+    write_rows(file, (rows[case.name] for case in every if case.name in rows))
 
 
-def compare(only: str = "") -> list[dict[str, Any]]:
+def compare(every: list[Case], file: Path, only: str = "") -> list[dict[str, Any]]:
     """Estimate what was measured, print the errors; return the rows."""
-    measured = read_rows(MEASURED)
-    chosen = [case for case in cases() if case.name in measured and only in case.name]
+    measured = read_rows(file)
+    chosen = [case for case in every if case.name in measured and only in case.name]
     trace_all(chosen)
     rows = [row_of(case, measured[case.name]) for case in chosen]
     for split in ("tune", "held_out"):
@@ -107,15 +109,19 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="run the cases that have no row")
     parser.add_argument("--only", default="", help="part of the name of the cases to take")
     parser.add_argument("--work", type=Path, default=None, help="keep the ranks' files here")
+    parser.add_argument("--tensor-parallel", action="store_true", help="take the split models")
     arguments = parser.parse_args()
+    every, (file, result) = cases(), (MEASURED, RESULT)
+    if arguments.tensor_parallel:
+        every, (file, result) = tensor_parallel_cases(), TENSOR_PARALLEL
     if arguments.measure:
-        done = read_rows(MEASURED)
-        missing = [c for c in cases() if c.name not in done and arguments.only in c.name]
+        done = read_rows(file) if file.exists() else {}
+        missing = [c for c in every if c.name not in done and arguments.only in c.name]
         with tempfile.TemporaryDirectory() as temporary:
-            measure(missing, arguments.work or Path(temporary))
-    rows = compare(arguments.only)
+            measure(missing, every, file, arguments.work or Path(temporary))
+    rows = compare(every, file, arguments.only)
     if not arguments.only:
-        write(rows, RESULT)
+        write(rows, result)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ class Case:
         ]  # fmt: skip
         if plan.cp_backend is CpBackend.RING:
             words.append("ring")
+        if plan.tp > 1:
+            words.append(f"tp{plan.tp}")
         if workload.adapter:
             words.append("lora")
         if workload.precision != "bf16":
@@ -178,6 +180,19 @@ def cases() -> list[Case]:
             case = _case(architecture, alone, split)
             found[case.name] = case
     return list(found.values())
+
+
+def tensor_parallel_cases() -> list[Case]:
+    """Return the configurations of two tensor-parallel ranks in each of two shards."""
+    split = _FSDP2 | {"strategy": "fsdp2", "tp": 2}
+    chosen = [
+        *(("qwen3", _SPLITS[number]) for number in (0, 4, 7)),
+        *(("llama", _SPLITS[number]) for number in (0, 3)),
+        ("gemma3", _SPLITS[6]),
+        *(("qwen3-v512", _SPLITS[number]) for number in (2, 5)),
+        *((f"{name}-deep", _DEEP_SPLITS[n]) for n, name in enumerate(("llama", "gemma3"))),
+    ]
+    return [_case(architecture, split, sizes) for architecture, sizes in chosen]
 
 
 def _case(

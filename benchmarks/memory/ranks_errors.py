@@ -12,9 +12,9 @@ from ranks_cases import MODELS, Case
 from ranks_measured import INSTANTS, REST
 
 from autotune.memory import MemoryEstimate, estimate_memory
-from autotune.memory.profiles import activation_profiles
 from autotune.memory.setup import setup_of
 from autotune.memory.table import CPU_ALLOCATOR_OVERHEAD
+from autotune.memory.tensor_parallel import rank_profiles
 from autotune.spec.hardware import load_hardware
 from autotune.spec.model import ModelSpec, model_from_config
 
@@ -40,7 +40,8 @@ def trace_all(cases: Sequence[Case]) -> None:
     for architecture in dict.fromkeys(case.architecture for case in cases):
         own = [case for case in cases if case.architecture == architecture]
         spec = spec_of(architecture)
-        activation_profiles(spec, [_setup(spec, case).key for case in own])
+        for tp in {case.plan.tp for case in own}:
+            rank_profiles(spec, [_setup(spec, c).key for c in own if c.plan.tp == tp], tp)
 
 
 def _setup(spec: ModelSpec, case: Case) -> Any:

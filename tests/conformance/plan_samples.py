@@ -51,6 +51,7 @@ def _draws(chance: random.Random) -> Iterator[Job]:
         plan = make_plan(
             strategy,
             hardware,
+            tp=chance.choice([1, 1, 2, 4]),
             cp=cp,
             cp_backend=chance.choice(list(CpBackend)) if cp > 1 else CpBackend.ULYSSES,
             recompute=chance.choice(list(Recompute)),

@@ -52,12 +52,13 @@ def test_the_sample_covers_the_space():
     assert len(plans) == len({plan.id for plan in plans}) == COUNT
     shipped = {strategy.name for strategy in load_strategies(None)}
     assert {plan.strategy for plan in plans} == shipped | {"zero3_hpz2", "zero3_hpz4"}
-    for name in ("cp", "recompute", "micro_batch_size", "grad_accum_steps", "bucket_elements",
+    for name in ("tp", "cp", "recompute", "micro_batch_size", "grad_accum_steps", "bucket_elements",
                  "dp_replicate", "dp_shard", "offload_params", "offload_optimizer",
                  "reshard_after_forward", "zero_stage", "hpz", "cp_backend",
                  "heads_k_stride"):  # fmt: skip
         assert len(Counter(getattr(plan, name) for plan in plans)) > 1, name
     assert {plan.cp for plan in plans if plan.engine is Engine.DEEPSPEED} == {1, 2, 4}
+    assert {plan.tp for plan in plans if plan.engine is Engine.FSDP2} == {1, 2, 4}
 
 
 @pytest.mark.parametrize(

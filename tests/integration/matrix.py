@@ -33,12 +33,14 @@ class Case:
     backend: str
     """Of the split of sequences; `ulysses` where there is none."""
     recompute: str
+    tp: int = 1
 
     @property
     def name(self) -> str:
         return (
             f"{self.strategy}-{self.adapter}-{self.attention}-{self.world}r-cp{self.cp}"
-            f"{'-ring' * (self.backend == 'ring')}-{self.recompute}"
+            f"{'-ring' * (self.backend == 'ring')}{f'-tp{self.tp}' if self.tp > 1 else ''}"
+            f"-{self.recompute}"
         )
 
     @property
@@ -60,7 +62,7 @@ class Case:
     @property
     def plan(self) -> Plan:
         strategy = STRATEGIES[self.strategy]
-        split = {"cp": self.cp, "cp_backend": CpBackend(self.backend)}
+        split = {"tp": self.tp, "cp": self.cp, "cp_backend": CpBackend(self.backend)}
         recompute = Recompute(self.recompute)
         layout = make_plan(strategy, self.hardware, recompute=recompute, **split)
         # Two micro-steps where the ranks leave room for them.
@@ -86,21 +88,23 @@ class Case:
         shards = self.strategy.replace("zero1", "zero12").replace("zero2", "zero12")
         engine = shards.partition("_")[0]
         split = (self.cp, self.backend)
-        return engine, self.adapter, self.attention, self.world, split, self.recompute
+        return engine, self.adapter, self.attention, self.world, split, self.recompute, self.tp
 
 
-def every_case(cp_degrees: Iterable[int] = (1, 2, 4)) -> list[Case]:
+def every_case(
+    cp_degrees: Iterable[int] = (1, 2, 4), tp_degrees: Iterable[int] = (1, 2)
+) -> list[Case]:
     """Return all combinations, the illegal ones too."""
     return [
         Case(
             strategy=strategy, adapter=adapter, attention=attention, world=world, cp=cp,
-            backend=backend, recompute=recompute,
+            backend=backend, recompute=recompute, tp=tp,
         )
-        for strategy, adapter, attention, world, cp, backend, recompute in product(
+        for strategy, adapter, attention, world, cp, backend, recompute, tp in product(
             STRATEGIES, ("none", "lora"), ("plain", "packed"), (2, 4), cp_degrees,
-            CpBackend, ("none", "full"),
+            CpBackend, ("none", "full"), tp_degrees,
         )
-        if cp > 1 or backend == CpBackend.ULYSSES
+        if (cp > 1 or backend == CpBackend.ULYSSES) and (tp == 1 or cp <= 2)
     ]  # fmt: skip
 
 

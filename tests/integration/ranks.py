@@ -38,10 +38,10 @@ def small_config(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def make_plan(strategy: str, world: int, *, cp: int = 1, **changes: Any) -> Plan:
+def make_plan(strategy: str, world: int, *, cp: int = 1, tp: int = 1, **changes: Any) -> Plan:
     """Return the plan of a strategy file's name over `world` ranks."""
-    dp = world // cp
-    values: dict[str, Any] = {"strategy": strategy, "cp": cp}
+    dp = world // (cp * tp)
+    values: dict[str, Any] = {"strategy": strategy, "cp": cp, "tp": tp}
     if strategy == "ddp":
         values |= {"engine": Engine.DDP, "dp_replicate": dp}
     elif strategy.startswith("zero"):

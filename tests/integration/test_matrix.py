@@ -1,7 +1,7 @@
 """Every legal combination starts, runs the engine it names, follows the one-process loss.
 
-`make test` runs fifteen that hold every pair of choices, `make test-slow` all. The illegal ones are
-in tests/unit/test_matrix.py.
+`make test` runs few that hold every pair of choices, `make test-slow` all. The illegal ones are in
+tests/unit/test_matrix.py.
 """
 
 from __future__ import annotations

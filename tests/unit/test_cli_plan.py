@@ -193,3 +193,22 @@ def test_closed_pipe_is_quiet():
 def test_every_verb_is_listed(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0 and all(verb in out for verb in VERBS)
+
+
+def test_tensor_parallelism_where_it_is_asked_for(capsys):
+    flags = ["--model", "tiny-qwen3", "--gpus", "4", "--gpu-type", "h100-sxm", "--strategies"]
+    code, out, _ = run(
+        capsys, "plan", *flags, "fsdp2,zero2", "--tensor-parallel", "1,2,3", "--json"
+    )
+    document = json.loads(out)
+    found = {(c["plan"]["strategy"], c["plan"]["tp"]) for c in document["candidates"]}
+    assert code == 0 and found == {("fsdp2", 1), ("fsdp2", 2), ("zero2", 1)}
+    refused = {(r["plan"]["tp"], r["code"]) for r in document["rejected"]}
+    assert {(2, "AT115"), (3, "AT102")} <= refused
+
+
+@pytest.mark.parametrize("degrees", ["0", "two", "1,-2", ""])
+def test_tensor_parallel_degrees_that_are_none(capsys, degrees):
+    code, out, err = run(capsys, *PLAN, "--tensor-parallel", degrees)
+    assert (code, out) == (2, "")
+    assert "--tensor-parallel" in err and "whole numbers above 0" in err and err.count("\n") == 1

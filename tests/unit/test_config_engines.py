@@ -146,6 +146,12 @@ def test_mesh(load, extra, num_gpus, mesh):
         (FSDP2 + "dp_shard_size: 4\ndp_replicate_size: 4", 8, "= 16, but there are 8 GPUs"),
         ("context_parallel_size: 3", 8, "does not divide 8 GPUs. These divide it: 1, 2, 4, 8"),
         ("context_parallel_size: 16", 8, "does not divide 8 GPUs"),
+        ("tensor_parallel_size: 3", 8, "[AT102] tensor_parallel_size 3 does not divide 8 GPUs"),
+        (
+            "tensor_parallel_size: 4\ncontext_parallel_size: 4",
+            8,
+            "context_parallel_size 4 x tensor_parallel_size 4 does not divide 8 GPUs",
+        ),
         ("dp_shard_size: 4", 4, "needs an engine that shards"),
         ("deepspeed: zero3.json\ndp_replicate_size: 2", 4, "Use fsdp_version: 2"),
         ("", 0, "at least 1"),
@@ -186,7 +192,16 @@ def test_a_ring_that_is_not_run(load, extra, words):
     assert words in refusal(load, "context_parallel_size: 2\n" + extra)
 
 
-def test_tensor_parallel_and_two_names_of_one_degree(load):
-    assert "not run here yet" in refusal(load, "tensor_parallel_size: 2")
+def test_two_names_of_one_degree(load):
     text = "context_parallel_size: 2\nsequence_parallel_degree: 4"
     assert "contradict" in refusal(load, text)
+
+
+@pytest.mark.parametrize("tp", [0, "two", 1.5])
+def test_tensor_parallel_sizes_that_are_none(load, tp):
+    assert "tensor_parallel_size" in refusal(load, f"tensor_parallel_size: {tp}")
+
+
+def test_torch_compile_with_tensor_parallelism_was_never_run(load):
+    said = refusal(load, "tensor_parallel_size: 2\ntorch_compile: true")
+    assert "torch_compile with tensor_parallel_size above 1" in said

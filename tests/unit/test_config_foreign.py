@@ -162,7 +162,6 @@ def test_ulysses_of_accelerate(read):
         ("mixed_precision: fp16\n", ["fp16", "bf16"]),
         ("mixed_precision: fp8\n", ["fp8"]),
         ("num_processes: zero\n", ["num_processes"]),
-        ("parallelism_config: {parallelism_config_tp_size: 2}\n", ["tensor_parallel_size"]),
         ("parallelism_config: {cp_size: 2, sp_size: 2}\n", ["cp_size", "sp_size"]),
         ("parallelism_config: {pp_size: 2}\n", ["pp_size"]),
         ("deepspeed_config: {zero_stage: 3, offload_param_device: nvme}\n", ["nvme"]),

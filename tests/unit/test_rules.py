@@ -62,7 +62,7 @@ EXAMPLES = {
     "AT112": (replace(ZERO, dp_replicate=2, dp_shard=2), WORKLOAD, "dp_replicate 2 has no"),
     "AT113": (ZERO, lora(target_modules=("q_proj", "wqkv")), "does not have: wqkv"),
     "AT114": (ZERO, lora(r=200), "smallest side of a target projection, 128"),
-    "AT115": (replace(ZERO, tp=2, dp_shard=2), WORKLOAD, "tp 2"),
+    "AT115": (replace(ZERO, tp=2, dp_shard=2), WORKLOAD, "under FSDP2 alone"),
     "AT119": (replace(FSDP, recompute=Recompute.FULL), lora(dropout=0.1), "would drop different"),
     "AT120": (ZERO, WORKLOAD, "Set output_router_logits to false"),
     "AT121": (replace(FSDP, recompute=Recompute.FULL), WORKLOAD, "sets resid_pdrop with FSDP2"),
@@ -128,6 +128,7 @@ def test_example(code):
         (replace(DDP, dp_replicate=2, cp=2, grad_accum_steps=8), WORKLOAD),
         (RING, WORKLOAD),
         (replace(RING, heads_k_stride=4), WORKLOAD),
+        (replace(FSDP, dp_shard=2, tp=2, grad_accum_steps=8), WORKLOAD),
     ],
 )
 def test_legal(plan, workload):
@@ -220,3 +221,42 @@ def test_every_code_is_documented_and_has_an_example():
     table = Path(__file__).parents[2].joinpath("docs/rules.md").read_text()
     assert re.findall(r"^\| (AT\d+) \|", table, re.MULTILINE) == codes
     assert {*EXAMPLES, "AT116", "AT117", *FILE_RULES} == set(codes)
+
+
+SPLIT = replace(FSDP, dp_shard=2, tp=2, grad_accum_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("plan", "workload", "words"),
+    [
+        (replace(SPLIT, dp_shard=1, tp=3), WORKLOAD, "8 attention heads and 4 key-value heads and"),
+        (replace(SPLIT, dp_shard=1, tp=3), WORKLOAD, "Degrees that do: 1, 2, 4."),
+        (SPLIT, lora(), "with an adapter is not run"),
+        (SPLIT, changed(liger=("rope",)), "with Liger's kernels is not run"),
+        (
+            replace(SPLIT, offload_params=True, offload_optimizer=True),
+            WORKLOAD,
+            "with offload to the host is not run",
+        ),
+        (replace(SPLIT, dp_shard=1, cp=2, cp_backend=CpBackend.RING), WORKLOAD, "ring attention"),
+        (replace(DDP, dp_replicate=2, tp=2), WORKLOAD, "the engine is ddp"),
+    ],
+)
+def test_what_tensor_parallelism_does_not_split(plan, workload, words):
+    broken = {v.code: str(v) for v in check_plan(plan, MODEL, workload, HARDWARE)}
+    assert words in broken["AT115"]
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "mixtral-8x7b", "phi-4", "olmo-2-7b"])
+def test_models_that_tensor_parallelism_does_not_split(name):
+    assert "AT115" in {v.code for v in check_plan(SPLIT, load_model(name), WORKLOAD, HARDWARE)}
+
+
+def test_heads_are_split_twice():
+    """By tensor parallelism and, of what is left to a rank, by Ulysses."""
+    twice = replace(SPLIT, dp_shard=1, cp=2, grad_accum_steps=16)
+    assert check_plan(twice, MODEL, WORKLOAD, HARDWARE) == []
+    eight = load_hardware("h100-sxm", 8)
+    broken = check_plan(replace(twice, cp=4), MODEL, WORKLOAD, eight)
+    assert [v.code for v in broken] == ["AT106"]
+    assert "4 attention and 2 key-value heads of each of 2 tensor-parallel ranks" in str(broken[0])
