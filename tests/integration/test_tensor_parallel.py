@@ -117,8 +117,9 @@ def weights(tmp_path_factory):
 def test_parity(case, weights, tmp_path, corpus):
     model, packed, *layout = case
     plan = _plan(*layout)
+    workload = _workload(packed=packed, chunked_loss=model == "llama")
     request = training_request(
-        plan, tmp_path, data=corpus, workload=_workload(packed=packed), config=MODELS[model],
+        plan, tmp_path, data=corpus, workload=workload, config=MODELS[model],
         weights=weights(model), max_steps=STEPS, learning_rate=LEARNING_RATE, max_grad_norm=0.0,
         val_set_size=5,
     )  # fmt: skip
