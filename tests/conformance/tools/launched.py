@@ -1,7 +1,8 @@
 """What the tests give to `accelerate launch`: one step of a small model, and what ran it.
 
-``launched.py MODEL.json ANSWER [gpus]``: rank 0 writes the answer. With ``gpus``, CPU ranks count
-as GPUs, as in the runner: without it accelerate shards nothing there by FSDP2.
+``launched.py MODEL.json ANSWER [cpu|gpus]``: rank 0 writes the answer. With ``cpu`` the script asks
+for it, without which accelerate wraps nothing on CPU ranks, whatever its file says. With ``gpus``,
+CPU ranks count as GPUs, as in the runner: without it accelerate shards nothing there by FSDP2.
 """
 
 import copy
@@ -44,12 +45,13 @@ def main(config: str, answer: str, *options: str) -> None:
 
         dist.init_process_group("gloo")
         assert install_cpu_fsdp_shim()
-    accelerator = Accelerator(cpu=gpus)
     torch.manual_seed(0)
     with open(config) as file:
         settings = AutoConfig.for_model(**json.load(file))
+    # Before accelerate is there: under ZeRO-3 it would hand out models in shards.
     plain = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     reference = copy.deepcopy(plain)
+    accelerator = Accelerator(cpu=bool(options))
     prepared = accelerator.prepare(plain, torch.optim.SGD(plain.parameters(), lr=RATE))
     model, optimizer = prepared
     ranks = dist.get_world_size() if dist.is_initialized() else 1

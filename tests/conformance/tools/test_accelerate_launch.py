@@ -70,7 +70,7 @@ def assert_followed(answer: dict[str, Any]) -> None:
 
 def test_ddp(tmp_path: Path) -> None:
     plan = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=2, micro_batch_size=2)
-    answer = launch(plan, tmp_path, device="cpu")
+    answer = launch(plan, tmp_path, "cpu", device="cpu")
     assert (answer["model"], answer["ranks"]) == ("DistributedDataParallel", 2)
     assert_followed(answer)
 
@@ -89,7 +89,7 @@ def test_accelerate_runs_fsdp2_on_cpu_ranks_as_nothing(tmp_path: Path) -> None:
     """Without a word: why an FSDP2 export for CPU ranks is refused."""
     plan = Plan(strategy="fsdp2", engine=Engine.FSDP2, dp_shard=2)
     answer = launch(plan, tmp_path)
-    assert (answer["model"], answer["ranks"]) == ("Qwen3ForCausalLM", 1)
+    assert answer["model"] == "Qwen3ForCausalLM"
 
 
 @pytest.mark.parametrize("stage", [2, 3])
