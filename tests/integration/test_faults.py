@@ -25,7 +25,14 @@ from tests.integration.commands import (
     rank_pid,
     rank_pids,
 )
-from tests.integration.ranks import LIMITS, make_plan, run, trial_request
+from tests.integration.ranks import (
+    LIMITS,
+    forking_starter,
+    make_plan,
+    run,
+    run_well,
+    trial_request,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -117,15 +124,14 @@ def test_silent_ranks_are_a_hang(tmp_path: Path) -> None:
 
 
 def test_a_trial_past_its_deadline_is_a_timeout_and_keeps_its_rungs(tmp_path: Path) -> None:
-    request = trial_request(
-        make_plan("ddp", 2),
-        tmp_path,
-        rungs=[(size, 2) for size in range(1, 200)],
-    )
-    ended = run(request, Limits(deadline_s=20, hang_s=120))
+    plan = make_plan("ddp", 2)
+    # The fork server is up after this: a cold start may take as long as the deadline.
+    run_well(trial_request(plan, tmp_path / "before", rungs=[(1, 2)]))
+    request = trial_request(plan, tmp_path, rungs=[(size, 2) for size in range(1, 200)])
+    ended = run(request, Limits(deadline_s=10, hang_s=120), starter=forking_starter())
     assert ended.outcome is Outcome.TIMEOUT
-    assert "deadline of 20 s" in ended.message
-    assert 20 <= ended.elapsed_s < 30
+    assert "deadline of 10 s" in ended.message
+    assert 10 <= ended.elapsed_s < 20
     *kept, last = records_of(request, ended)
     assert kept and all(record.outcome is Outcome.OK for record in kept)
     assert last.outcome is Outcome.TIMEOUT
