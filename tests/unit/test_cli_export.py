@@ -176,6 +176,16 @@ def test_torchtitan_script(export):
     assert "${TORCHTITAN_MODEL:?" in out and "TORCHTITAN_MODEL" in err
 
 
+@pytest.mark.parametrize(("name", "told"), [("llama-3.1-405b", True), ("llama-3.1-70b", False)])
+def test_a_model_that_torchtitan_trains_in_float8(capsys, tmp_path, name, told):
+    config = tmp_path / "best.yml"
+    config.write_text(BASE.replace("tiny-qwen3", name) + FSDP2)
+    with pytest.raises(SystemExit) as caught:
+        main(["export", str(config), "--to", "torchtitan", "--gpus", "16"])
+    assert caught.value.code == 0
+    assert ("float8" in capsys.readouterr().err) is told
+
+
 def test_llamafactory_with_fsdp2_recomputes_once(export, tmp_path):
     target = tmp_path / "lf.yaml"
     _, err = export(FSDP2, "--to", "llamafactory", "--gpus", 2, "--out", target)

@@ -138,7 +138,7 @@ def test_torchtitan_has_the_models_we_name(tmp_path):
     asked.append(["--module", "qwen3", "--config", "qwen3_1_7b", "--training.local_batch_siz", "1"])
     answers = ask(python, "check_torchtitan.py", asked, tmp_path)
     for got in answers[:-2]:
-        # torchtitan's own configuration of the 405B model trains in float8, and asks for such a GPU.
+        # torchtitan's own configuration of the 405B model trains in float8 and asks for its GPU.
         assert got["error"] is None or "float8 is only supported on" in got["error"]
     assert all(got["error"] for got in answers[-2:])
     for name in MODELS:
