@@ -10,7 +10,7 @@ def ask_cpu_once() -> None:
     """Ask py-cpuinfo now, and let every later caller have this answer.
 
     DeepSpeed's builder of CPU Adam asks twice in every rank that loads it. Each time py-cpuinfo
-    starts an interpreter to probe the processor, for more than a second.
+    starts an interpreter to probe the processor, most of what such a forked rank's start took.
     """
     import cpuinfo
 

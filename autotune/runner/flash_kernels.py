@@ -12,8 +12,7 @@ Key-value heads may be fewer than heads. Causal with fewer queries than keys mea
 query sees the last key, as FlashAttention 2.1 and later do.
 
 On the CPU documents are computed in fp32. In bf16 oneDNN compiles a kernel for every length it
-meets and keeps it: 600 documents of up to 200 tokens grew a process by 800 MiB, and each new
-length took four times as long.
+meets and keeps it, so a process would grow as long as it meets new lengths.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_documents_with_keys_of_earlier_ranks():
 
 
 def test_documents_of_many_lengths_leave_nothing_in_the_process():
-    """A kernel compiled for each length grew it by 1.3 MiB a document."""
+    """A kernel compiled for each length would stay."""
     script = """
 import torch
 from autotune.runner.flash_kernels import _flash_attn_varlen_backward, _flash_attn_varlen_forward
