@@ -15,6 +15,9 @@ from autotune.plan import Engine, Plan
 from autotune.spec.model import load_model
 from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Precision, Workload
+from autotune.trial.launch import native_ops_dir
+from autotune.trial.native_ops import build_native_ops
+from tests.integration.ranks import make_plan, trial_request
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +40,7 @@ for name, config in json.load(sys.stdin).items():
 def environment() -> dict[str, str]:
     return os.environ | {
         "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        "TORCH_EXTENSIONS_DIR": str(native_ops_dir()),
     }  # fmt: skip
 
 
@@ -78,6 +82,9 @@ def test_deepspeed_accepts_every_strategy():
 
 def test_gradients_are_reduced_and_accumulated_in_fp32(tmp_path):
     out = tmp_path / "numerics.json"
+    build_native_ops(
+        trial_request(make_plan("zero2_offload_optimizer", 2), tmp_path, rungs=[]), tmp_path
+    )
     worker = Path(__file__).with_name("deepspeed_numerics_worker.py")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",

@@ -1,5 +1,7 @@
 """Each real fault ends its launch with its own outcome, names its cause and leaves no process.
 
+On forked ranks, as in a search; `make test-slow` repeats them on ranks that start cold.
+
 The signals come from outside the ranks, in mid-trial: a launch calls `on_tick` ten times a second,
 and the test sends its signal from there once every rank has finished the first rung.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.trial.forkserver import ForkServer
 from autotune.trial.launch import Ended, Limits, native_ops_dir
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.outcome import read_rungs
@@ -26,7 +29,6 @@ from tests.integration.commands import (
     rank_pids,
 )
 from tests.integration.ranks import (
-    LIMITS,
     forking_starter,
     make_plan,
     run,
@@ -35,6 +37,11 @@ from tests.integration.ranks import (
 )
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(params=["fork", pytest.param("cold", marks=pytest.mark.slow)])
+def starter(request: pytest.FixtureRequest) -> ForkServer | None:
+    return forking_starter() if request.param == "fork" else None
 
 
 def records_of(request: Request, ended: Ended) -> list[TrialRecord]:
@@ -76,14 +83,16 @@ def test_without_the_shim_fsdp2_on_cpu_is_invalid_and_the_engine_that_ran_is_nam
     assert [record.outcome for record in records_of(request, ended)] == [Outcome.INVALID]
 
 
-def test_a_rank_killed_from_outside_ends_the_trial_and_is_named(tmp_path: Path) -> None:
+def test_a_rank_killed_from_outside_ends_the_trial_and_is_named(
+    tmp_path: Path, starter: ForkServer | None
+) -> None:
     request = many_rungs(tmp_path)
 
     def kill_rank_1() -> None:
         os.kill(rank_pid(tmp_path, 1), signal.SIGKILL)
 
     kill = Once(tmp_path, kill_rank_1)
-    ended = run(request, on_tick=kill)
+    ended = run(request, on_tick=kill, starter=starter)
     assert kill.acted_at is not None
     assert time.monotonic() - kill.acted_at < 15, "the other rank must not wait for its deadline"
     assert (ended.outcome, ended.rank) == (Outcome.CRASHED, 1), ended.message
@@ -95,14 +104,16 @@ def test_a_rank_killed_from_outside_ends_the_trial_and_is_named(tmp_path: Path) 
     assert_nothing_left(tmp_path)
 
 
-def test_a_stopped_rank_is_a_hang_and_its_process_is_gone(tmp_path: Path) -> None:
+def test_a_stopped_rank_is_a_hang_and_its_process_is_gone(
+    tmp_path: Path, starter: ForkServer | None
+) -> None:
     request = many_rungs(tmp_path)
 
     def stop_rank_1() -> None:
         os.kill(rank_pid(tmp_path, 1), signal.SIGSTOP)
 
     stop = Once(tmp_path, stop_rank_1)
-    ended = run(request, on_tick=stop)
+    ended = run(request, on_tick=stop, starter=starter)
     assert (ended.outcome, ended.rank) == (Outcome.HANG, 1), ended.message
     assert "rank 1 was stopped by a signal" in ended.message
     *kept, last = records_of(request, ended)
@@ -111,13 +122,13 @@ def test_a_stopped_rank_is_a_hang_and_its_process_is_gone(tmp_path: Path) -> Non
     assert_nothing_left(tmp_path)
 
 
-def test_silent_ranks_are_a_hang(tmp_path: Path) -> None:
+def test_silent_ranks_are_a_hang(tmp_path: Path, starter: ForkServer | None) -> None:
     """Both ranks run and none is stopped: only their silence tells.
 
     A micro-step of 256 sequences takes seconds, many times the limit.
     """
     request = trial_request(make_plan("ddp", 2), tmp_path, rungs=[(256, 2)])
-    ended = run(request, Limits(deadline_s=240, hang_s=0.3))
+    ended = run(request, Limits(deadline_s=240, hang_s=0.3), starter=starter)
     assert ended.outcome is Outcome.HANG, ended.message
     assert "no rank made progress" in ended.message
     assert_nothing_left(tmp_path)
@@ -138,14 +149,16 @@ def test_a_trial_past_its_deadline_is_a_timeout_and_keeps_its_rungs(tmp_path: Pa
     assert_nothing_left(tmp_path)
 
 
-def test_out_of_memory_ends_the_ladder_and_keeps_the_rungs_below(tmp_path: Path) -> None:
+def test_out_of_memory_ends_the_ladder_and_keeps_the_rungs_below(
+    tmp_path: Path, starter: ForkServer | None
+) -> None:
     request = trial_request(
         make_plan("ddp", 2),
         tmp_path,
         rungs=[(1, 2), (2, 2), (4096, 2), (8192, 2)],
         memory_limit_bytes=200 * 2**20,
     )
-    ended = run(request)
+    ended = run(request, starter=starter)
     assert ended.outcome is Outcome.OOM, ended.message
     records = records_of(request, ended)
     assert [r.plan["micro_batch_size"] for r in records] == [1, 2, 4096], "nobody tried 8192"
@@ -182,5 +195,4 @@ def test_a_planted_build_lock_neither_hangs_nor_stays(tmp_path: Path) -> None:
     build_native_ops(request, tmp_path, note=notes)
     assert notes == ["removed a stale build lock of deepspeed_shm_comm"]
     assert not lock.exists()
-    ended = run(request, LIMITS)
-    assert ended.outcome is Outcome.OK, ended.message
+    assert run(request, starter=forking_starter()).outcome is Outcome.OK

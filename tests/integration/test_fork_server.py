@@ -1,7 +1,4 @@
-"""Forked ranks do what cold ones do, die as they should, and are found as they are.
-
-One server serves all tests here; the last ones kill it.
-"""
+"""Forked ranks do what cold ones do, die as they should, and are found as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from autotune.trial.protocol import Measurement, Outcome, RankResult, Request, R
 from tests.integration.commands import assert_nothing_left, rank_pids, wait_until
 from tests.integration.ranks import (
     LIMITS,
+    forking_starter,
     logged,
     make_plan,
     run,
@@ -39,12 +36,12 @@ pytestmark = pytest.mark.integration
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    # pytest says in the environment which test runs.
-    ignored = frozenset({"PYTEST_CURRENT_TEST"})
-    with ForkServer(tmp_path_factory.mktemp("server"), ignored=ignored) as made:
-        yield made
+@pytest.fixture
+def server() -> ForkServer:
+    """The server of all tests: one that a test killed starts again at the next launch."""
+    found = forking_starter()
+    assert found is not None
+    return found
 
 
 def peaks(results: list[RankResult]) -> list[int]:
