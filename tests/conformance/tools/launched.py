@@ -8,6 +8,7 @@ CPU ranks count as GPUs, as in the runner: without it accelerate shards nothing 
 import copy
 import json
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,17 @@ def whole(parameter: torch.nn.Parameter, deepspeed: bool) -> torch.Tensor:
 
         return safe_get_full_fp32_param(parameter)
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def shards_of(layer: torch.nn.Module) -> Any:
+    """Return what shards a layer's weights.
+
+    Where it recomputes, accelerate shards both the layer and what wraps it; one of them holds them.
+    """
+    units = [unit for unit in layer.modules() if isinstance(unit, FSDPModule)]
+    groups = [unit._get_fsdp_state()._fsdp_param_group for unit in units]
+    (held,) = [group for group in groups if group is not None] or [None]
+    return held
 
 
 def main(config: str, answer: str, *options: str) -> None:
@@ -73,11 +85,12 @@ def main(config: str, answer: str, *options: str) -> None:
         "stage": model.zero_optimization_stage() if deepspeed else None,
         "compared": len(off),
         "off_by": max(off),
-        "moved": max(float((want[n] - p).abs().max()) for n, p in reference.named_parameters()),
+        "moved": max(float((want[n] - p.detach()).abs().max())
+                     for n, p in reference.named_parameters()),
         "recomputed": sum(type(layer).__name__.endswith("CheckpointWrapper")
                           or hasattr(layer, "_checkpoint_wrapped_module") for layer in layers),
-        "resharded": [bool(layer._get_fsdp_state()._fsdp_param_group.post_forward_mesh_info)
-                      for layer in layers if isinstance(layer, FSDPModule)],
+        "resharded": [bool(group.post_forward_mesh_info)
+                      for layer in layers if (group := shards_of(layer)) is not None],
     }  # fmt: skip
     if rank == 0:
         with open(answer, "w") as file:

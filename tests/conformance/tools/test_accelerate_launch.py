@@ -19,7 +19,7 @@ pytest.importorskip("deepspeed", reason="needs the training stack")
 
 from autotune.emit.job import Device, Job
 from autotune.emit.targets import export
-from autotune.plan import Engine, Plan
+from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.model import load_model
 from autotune.spec.training import TrainSettings
 from autotune.spec.workload import Precision, Workload
@@ -75,13 +75,18 @@ def test_ddp(tmp_path: Path) -> None:
     assert_followed(answer)
 
 
-def test_fsdp2(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reshard", [True, False])
+@pytest.mark.parametrize("recompute", list(Recompute))
+def test_fsdp2(reshard: bool, recompute: Recompute, tmp_path: Path) -> None:
     """What the file says of FSDP2, once accelerate is told to take CPU ranks for GPUs."""
-    plan = Plan(strategy="fsdp2", engine=Engine.FSDP2, dp_shard=2, micro_batch_size=2)
+    plan = Plan(
+        strategy="fsdp2", engine=Engine.FSDP2, dp_shard=2, micro_batch_size=2,
+        reshard_after_forward=reshard, recompute=recompute,
+    )  # fmt: skip
     answer = launch(plan, tmp_path, "gpus")
     assert (answer["model"], answer["ranks"]) == ("FSDP2", 2)
-    assert answer["resharded"] == [True] * 2
-    assert answer["recomputed"] == 0
+    assert answer["resharded"] == [reshard] * 2
+    assert answer["recomputed"] == (2 if recompute is Recompute.FULL else 0)
     assert_followed(answer)
 
 
