@@ -51,6 +51,7 @@ class Question:
     prices: Mapping[str, float]
     """Of one GPU and hour, by GPU type."""
     with_power: bool = False
+    tp_degrees: Sequence[int] = (1,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,7 +261,13 @@ def _make_cell(
     strategies: Sequence[Strategy],
     calibration: Calibration | None,
 ) -> Cell:
-    ranking = estimate_space(question.model, question.workload, hardware, strategies)
+    ranking = estimate_space(
+        question.model,
+        question.workload,
+        hardware,
+        strategies,
+        tp_degrees=question.tp_degrees,
+    )
     predicted = {estimate.plan.id: estimate for estimate in ranking.candidates}
     candidates: Sequence[Estimate] = ranking.candidates
     if calibration is not None:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from autotune.cli.options import (
     GPU_TYPE_HELP,
     add_model_argument,
+    add_tensor_parallel_argument,
     add_workload_arguments,
     comma_list,
     memory_limit_from,
     positive_int,
+    tensor_parallel_from,
     workload_from,
 )
 from autotune.errors import AutotuneError, nearest
@@ -77,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="names or YAML files (default: all that ship)",
     )
+    add_tensor_parallel_argument(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--csv", type=Path, metavar="PATH", help="write the table there")
     group.add_argument("--html", type=Path, metavar="PATH", help="write the page there")
@@ -112,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         deadline_s=parse_duration_s(args.deadline) if args.deadline else None,
         prices=_prices(args.price, types),
         with_power=args.power,
+        tp_degrees=tensor_parallel_from(args),
     )
     unpriced = [name for name in types if name not in question.prices]
     if args.budget is not None and unpriced:

@@ -55,6 +55,15 @@ def test_every_cell_is_what_plan_answers(capsys):
     assert len(strategies) > 1, "the cells are not all alike"
 
 
+def test_tensor_parallelism_is_asked_for_as_in_plan(capsys):
+    flags = ["--model", "qwen3-8b", "--strategies", "fsdp2", "--tensor-parallel", "2"]
+    where = ["--gpu-type", "l40s", "--gpus", "4"]
+    (cell,) = plan_of(capsys, "capacity", *flags, *where, "--tokens", "1B")["cells"]
+    best = plan_of(capsys, "plan", *flags, *where)["candidates"][0]
+    assert cell["plan"] == best["plan"] and cell["plan"]["tp"] == 2
+    assert cell["tokens_per_s"] == best["time"]["tokens_per_s"]
+
+
 def test_sums(capsys):
     document = plan_of(capsys, *PRICED)
     price = {"h100-sxm": 2.5, "l40s": 0.9}
