@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from autotune.plan import CpBackend
 from autotune.report import words
 from autotune.report.answer import find_answer, pareto_front, standings
 from autotune.report.charts import build_charts
@@ -130,6 +131,13 @@ def test_setting_that_is_everywhere_the_same_is_told_instead_of_drawn(tmp_path):
         "tokens/s",
     ]
     assert "The same everywhere: strategy zero2, cp 1, recompute none." in chart.summary
+
+
+def test_layouts_and_rings_have_an_axis_where_they_vary(tmp_path):
+    changes = ({}, {"tp": 2, "dp_shard": 1}, {"cp": 2, "dp_shard": 1, "cp_backend": CpBackend.RING})
+    records = [make_record(make_plan("fsdp2", **change), step_s=2.0) for change in changes]
+    titles = _charts(tmp_path, records)["space"].figure["layout"]["xaxis"]["ticktext"]
+    assert titles == ["cp", "split by", "tp", "tokens/s"]
 
 
 def test_thousands_of_marks_are_thinned_and_the_caption_says_so(tmp_path):

@@ -25,10 +25,14 @@ _Value = str | int | float
 _SETTINGS: tuple[tuple[str, str], ...] = (
     ("strategy", "strategy"),
     ("cp", "cp"),
+    ("cp_backend", "split by"),
+    ("tp", "tp"),
     ("recompute", "recompute"),
     ("micro_batch_size", "micro batch"),
     ("grad_accum_steps", "accumulation"),
 )
+_USUAL: dict[str, _Value] = {"cp_backend": "ulysses", "tp": 1}
+"""What records from before a setting was there ran with; not worth a word where all did."""
 _MAX_LINES = 200
 _SPREAD = 0.05
 """Height over which the lines through one value are spread, so that they do not hide each other."""
@@ -46,7 +50,7 @@ class _Axis:
 
 
 def space_chart(study: Study, answer: Answer) -> Chart | None:
-    """Lines from strategy, cp, recompute, micro batch and accumulation to tokens/s."""
+    """Lines from what plans differ in (strategy, cp, recompute, ...) to tokens/s."""
     ran = standings(study.records)
     if not ran:
         return None
@@ -96,7 +100,8 @@ def _axes(
     for key, title in _SETTINGS:
         values = sorted({_setting(r, key) for r in records}, key=_order)
         if len(values) < 2:
-            constant.append(f"{title} {words.clean(values[0])}")
+            if values[0] != _USUAL.get(key):
+                constant.append(f"{title} {words.clean(values[0])}")
             continue
         places = {value: index / (len(values) - 1) for index, value in enumerate(values)}
         axes.append(
@@ -114,7 +119,7 @@ def _place(key: str, places: Mapping[_Value, float], record: TrialRecord) -> flo
 
 
 def _setting(record: TrialRecord, key: str) -> _Value:
-    value = record.plan.get(key)
+    value = record.plan.get(key, _USUAL.get(key))
     return value if isinstance(value, str | int | float) else str(value)
 
 
