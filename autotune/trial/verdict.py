@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from autotune.trial.protocol import Outcome, RankResult
+from autotune.trial.protocol import Outcome, Phase, RankResult
 from autotune.trial.watch import Rank, Verdict
 
 
@@ -18,6 +18,8 @@ class Ended:
     message: str
     rank: int | None
     """The rank that caused it."""
+    phase: Phase | None = None
+    """What that rank was at."""
     exit_codes: list[int | None]
     elapsed_s: float
     notes: list[str] = field(default_factory=list)
@@ -72,6 +74,7 @@ def conclude(
         outcome=outcome,
         message=message,
         rank=culprit,
+        phase=None if culprit is None else results[culprit].phase,
         exit_codes=exit_codes,
         elapsed_s=elapsed,
         notes=notes,
