@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from autotune.cli import main
 from autotune.doctor import Level
-from autotune.doctor.gpus import Gpu, Pair, Process, check_gpus, check_links, read_gpus
+from autotune.doctor.gpus import Gpu, Pair, Process, check_gpus, check_links
+from autotune.doctor.nvml import read_gpus
 from autotune.units import GIB
 from tests.unit.doctor_levels import levels
 
@@ -97,6 +99,7 @@ class Nvml:
         for name, answer in answers.items():
             assert hasattr(pynvml, name), f"NVML has no {name}"
             monkeypatch.setattr(pynvml, name, answer)
+        return pynvml
 
 
 def test_what_nvml_says_is_read(monkeypatch):
@@ -114,19 +117,79 @@ def test_what_nvml_says_is_read(monkeypatch):
     assert levels(check_links(pairs)) == {"links": Level.NOTE, "peer_access": Level.WARNING}
 
 
-def test_gpus_that_are_left_out_are_not_judged(monkeypatch):
+def test_gpus_are_numbered_as_cuda_does(monkeypatch):
+    """And it is said which of nvidia-smi's numbers each is; those left out are not judged."""
     Nvml().install(monkeypatch)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-0")
     gpus, pairs, _ = read_gpus()
-    assert [gpu.index for gpu in gpus] == [0, 1]
-    assert [(pair.first, pair.second) for pair in pairs] == [(0, 1)]
+    assert [(gpu.index, gpu.nvml_index) for gpu in gpus] == [(0, 2), (1, 0)]
+    assert gpus[0].processes, "nvidia-smi's GPU 2 is the busy one"
+    assert [(pair.first, pair.second, pair.path) for pair in pairs] == [(0, 1, "SYS")]
+    numbers, first, *_ = check_gpus(gpus)[1:]
+    assert numbers.check == "gpu_numbers"
+    assert numbers.seen.endswith("in nvidia-smi GPU 0 is 2, GPU 1 is 0")
+    assert first.seen.startswith("GPU 0: 99.00 GiB of 100.00 GiB free; held by a process (41)")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert "gpu_numbers" not in levels(check_gpus(read_gpus()[0]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert read_gpus()[:2] == ([], [])
 
 
+def test_memory_that_is_the_host_s(monkeypatch):
+    Nvml().install(monkeypatch)
+    pynvml = pytest.importorskip("pynvml")
+
+    def not_supported(handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", not_supported)
+    found = [each for each in check_gpus(read_gpus()[0]) if each.check == "gpu_memory"]
+    assert [(each.level, each.seen) for each in found] == [
+        (Level.OK, "GPU 0: shares the host's memory"),
+        (Level.OK, "GPU 1: shares the host's memory"),
+        (Level.WARNING, "GPU 2: shares the host's memory; held by a process (41)"),
+    ]
+
+
+def test_a_slice_of_a_gpu(monkeypatch):
+    pynvml = Nvml().install(monkeypatch)
+    cut = {("slice", 0): "MIG-a", ("slice", 1): "MIG-b"}
+    whole_uuid, whole_name = pynvml.nvmlDeviceGetUUID, pynvml.nvmlDeviceGetName
+    answers = {
+        "nvmlDeviceGetMigMode": lambda handle: [int(handle == 1), 0],
+        "nvmlDeviceGetMaxMigDeviceCount": lambda handle: 7 if handle == 1 else 0,
+        "nvmlDeviceGetMigDeviceHandleByIndex": lambda handle, number: ("slice", number),
+        "nvmlDeviceGetUUID": lambda handle: cut.get(handle) or whole_uuid(handle),
+        "nvmlDeviceGetName": lambda handle: (
+            whole_name(handle) + (" MIG 1g.18gb" if handle in cut else "")
+        ),
+    }
+    for name, answer in answers.items():
+        assert hasattr(pynvml, name), f"NVML has no {name}"
+        monkeypatch.setattr(pynvml, name, answer)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b")
+    (gpu,), pairs, _ = read_gpus()
+    assert (gpu.index, gpu.nvml_index, gpu.mig, gpu.name) == (
+        0, 1, True, "NVIDIA H200 MIG 1g.18gb",
+    )  # fmt: skip
+    assert pairs == [] and levels(check_gpus([gpu]))["gpu_mig"] is Level.WARNING
+
+
+def test_the_command_says_that_the_variable_names_no_gpu(monkeypatch, capsys):
+    Nvml().install(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-nonesuch")
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", "--no-collectives"])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in said
+    assert "CUDA_VISIBLE_DEVICES=GPU-nonesuch names no GPU of this machine" in said
+
+
 def test_every_name_of_nvml_exists():
     pynvml = pytest.importorskip("pynvml")
-    text = (CHECKOUT / "autotune/doctor/gpus.py").read_text()
+    files = ("autotune/doctor/nvml.py", "autotune/spec/nvml.py")
+    text = "".join((CHECKOUT / file).read_text() for file in files)
     names = set(re.findall(r"\bnvml\.((?:nvml|NVML)\w+)", text))
-    assert len(names) > 15
+    assert len(names) > 20
     assert not [name for name in names if not hasattr(pynvml, name)]
