@@ -49,6 +49,8 @@ def train_down(
         descent = Descent(own=request.plan_object())
         if ladder is not None:  # what lies here is of another plan, or of a run begun anew
             (out_dir / LADDER_FILE).unlink(missing_ok=True)
+    else:
+        descent.write(out_dir)  # the checkpoint may be of a run in another folder
     while True:
         assert request.train is not None
         resumed = request.train.resume_from

@@ -32,6 +32,11 @@ class Descent:
     def take(self, step: Step, run: Path) -> None:
         """Note a step, on disk before the run goes on at it."""
         self.steps.append(step.to_dict())
+        self.write(run)
+
+    def write(self, run: Path) -> None:
+        """Keep it in a run's folder."""
+        run.mkdir(parents=True, exist_ok=True)
         temporary = run / f".{LADDER_FILE}.tmp"
         document = {"own": self.own.to_dict(), "steps": self.steps}
         temporary.write_text(json.dumps(document, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,7 @@ class Nvml:
                 else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED
             ),
             "nvmlSystemGetCudaDriverVersion_v2": lambda: 13010,
+            "nvmlSystemGetDriverVersion": lambda: "580.65",
             "nvmlSystemGetProcessName": process_name,
         }
         for name, answer in answers.items():
@@ -152,9 +154,10 @@ def test_memory_that_is_the_host_s(monkeypatch):
     ]
 
 
-def test_a_slice_of_a_gpu(monkeypatch):
+def cut_gpu_1(monkeypatch):
+    """Have the fake's GPU 1 in MIG mode, with seven slices."""
     pynvml = Nvml().install(monkeypatch)
-    cut = {("slice", 0): "MIG-a", ("slice", 1): "MIG-b"}
+    cut = {("slice", number): f"MIG-{letter}" for number, letter in enumerate("abcdefg")}
     whole_uuid, whole_name = pynvml.nvmlDeviceGetUUID, pynvml.nvmlDeviceGetName
     answers = {
         "nvmlDeviceGetMigMode": lambda handle: [int(handle == 1), 0],
@@ -168,12 +171,47 @@ def test_a_slice_of_a_gpu(monkeypatch):
     for name, answer in answers.items():
         assert hasattr(pynvml, name), f"NVML has no {name}"
         monkeypatch.setattr(pynvml, name, answer)
+
+
+def test_a_slice_of_a_gpu(monkeypatch):
+    cut_gpu_1(monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b")
     (gpu,), pairs, _ = read_gpus()
     assert (gpu.index, gpu.nvml_index, gpu.mig, gpu.name) == (
         0, 1, True, "NVIDIA H200 MIG 1g.18gb",
     )  # fmt: skip
     assert pairs == [] and levels(check_gpus([gpu]))["gpu_mig"] is Level.WARNING
+
+
+@pytest.mark.parametrize("what", ["slices", "the host's memory"])
+def test_the_command_on_other_gpus_than_whole_ones(what, monkeypatch, capsys):
+    if what == "slices":
+        cut_gpu_1(monkeypatch)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
+    else:
+        pynvml = Nvml().install(monkeypatch)
+
+        def not_supported(handle):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", not_supported)
+    asked = []
+    monkeypatch.setattr(
+        "autotune.doctor.all_checks.check_collectives", lambda ranks, *_: asked.append(ranks) or []
+    )
+    with pytest.raises(SystemExit):
+        main(["doctor", "--json"])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    found = json.loads(said.out)
+    seen = [each["seen"] for each in found["findings"]]
+    if what == "slices":
+        assert found["gpus"] == ["NVIDIA H200 MIG 1g.18gb"] * 2 and asked == []
+        assert "GPU 1 is in MIG mode" in seen
+        assert "not tried: one rank has nobody to sum with" in seen
+    else:
+        assert "GPU 0: shares the host's memory" in seen and asked in ([3], [])
 
 
 def test_the_command_says_that_the_variable_names_no_gpu(monkeypatch, capsys):

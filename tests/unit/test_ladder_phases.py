@@ -119,6 +119,17 @@ def test_going_on_after_an_interrupt_is_at_the_rung_reached(tmp_path):
     assert at_recorded_rung(asked)[0].plan_object().micro_batch_size == 1
 
 
+def test_a_run_that_goes_on_in_another_folder_keeps_the_rung_there(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    down(first, STAGE2, Phase.STEP)
+    asked = request_of(second, STAGE2, resume_from=str(checkpoint(first, 7)))
+    request, descent = at_recorded_rung(asked)
+    train_down(request, None, io.StringIO(), descent=descent, run=Runs())
+    again = request_of(second, STAGE2, resume_from=str(checkpoint(second, 9)))
+    assert at_recorded_rung(again)[0].plan_object().micro_batch_size == 2
+
+
 def test_what_was_reached_for_another_plan_does_not_count(tmp_path):
     last = checkpoint(tmp_path, 7)
     down(tmp_path, STAGE2, Phase.STEP)
