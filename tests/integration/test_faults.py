@@ -95,18 +95,6 @@ def test_a_rank_killed_from_outside_ends_the_trial_and_is_named(tmp_path: Path) 
     assert_nothing_left(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_rank_that_crashes_far_below_its_memory_limit_did_not_run_out(tmp_path: Path) -> None:
-    request = many_rungs(tmp_path).model_copy(update={"memory_limit_bytes": 4 * 2**30})
-    crash = Once(tmp_path, lambda: os.kill(rank_pid(tmp_path, 1), signal.SIGSEGV))
-    ended = run(request, on_tick=crash, starter=forking_starter())
-    assert (ended.outcome, ended.rank) == (Outcome.CRASHED, 1), ended.message
-    assert "rank 1 was killed by SIGSEGV with" in ended.message
-    assert "left below its memory limit: a crash, not for want of memory" in ended.message
-    assert str(ended.phase) == "step"
-    assert_nothing_left(tmp_path)
-
-
 def test_a_stopped_rank_is_a_hang_and_its_process_is_gone(tmp_path: Path) -> None:
     request = many_rungs(tmp_path)
 
@@ -132,6 +120,18 @@ def test_silent_ranks_are_a_hang(tmp_path: Path) -> None:
     ended = run(request, Limits(deadline_s=240, hang_s=0.3))
     assert ended.outcome is Outcome.HANG, ended.message
     assert "no rank made progress" in ended.message
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_rank_that_crashes_far_below_its_memory_limit_did_not_run_out(tmp_path: Path) -> None:
+    request = many_rungs(tmp_path).model_copy(update={"memory_limit_bytes": 4 * 2**30})
+    crash = Once(tmp_path, lambda: os.kill(rank_pid(tmp_path, 1), signal.SIGSEGV))
+    ended = run(request, on_tick=crash, starter=forking_starter())
+    assert (ended.outcome, ended.rank) == (Outcome.CRASHED, 1), ended.message
+    assert "rank 1 was killed by SIGSEGV with" in ended.message
+    assert "left below its memory limit: a crash, not for want of memory" in ended.message
+    assert str(ended.phase) == "step"
     assert_nothing_left(tmp_path)
 
 
