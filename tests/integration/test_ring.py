@@ -160,6 +160,7 @@ WRONG = {
     "whole sequences": ({"last_shape": (4, 8, 64, 16)}, "queries of a rank: asked for 32"),
     "one document": ({"document_calls": 0}, "keep documents apart: asked for 2, but 0"),
     "a smaller group": ({"ranks": 1}, "ranks of the ring: asked for 2, but 1"),
+    "another stride": ({"heads_k_stride": 2}, "heads gathered at a time: asked for 1, but 2"),
 }
 
 
