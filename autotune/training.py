@@ -21,7 +21,7 @@ from autotune.trial.folder import numbered_launches
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.packages import check_packages
-from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Request
+from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Phase, Request
 from autotune.trial.ranks import Starter
 from autotune.trial.run_log import split_log
 
@@ -36,7 +36,9 @@ class Trained:
     """How a run ended."""
 
     message: str
-    """Empty when it reached its end."""
+    """What stopped it; empty when it reached its end."""
+    advice: str = ""
+    """What to do about that."""
     document: dict[str, Any] = field(default_factory=dict)
 
 
@@ -128,9 +130,16 @@ def train(request: Request, log: TrainLog, starter: Starter | None = None) -> Tr
     log.show_new(now=True)
     document = {"outcome": str(ended.outcome), "output_dir": request.out_dir, "steps": 0}
     document |= _from_ranks(ended)
+    if ended.phase is not None:
+        document["stopped_in"] = str(ended.phase)
     write_run_file(out_dir, document)
-    message = "" if ended.outcome is Outcome.OK else _why(ended, request, folder)
-    return Trained(message=message, document=document)
+    if ended.outcome is Outcome.OK:
+        return Trained(message="", document=document)
+    return Trained(
+        message=_why(ended),
+        advice=_advice(ended, request) or f"The ranks' logs are in {folder}.",
+        document=document,
+    )
 
 
 def write_run_file(out_dir: Path, document: dict[str, Any]) -> None:
@@ -152,16 +161,57 @@ def _from_ranks(ended: Ended) -> dict[str, Any]:
     return values | {"asserted": first.asserted, "versions": first.versions}
 
 
-def _why(ended: Ended, request: Request, folder: Path) -> str:
-    """Say what stopped the run and what to do about it."""
-    if ended.outcome in (Outcome.OOM, Outcome.HOST_OOM):
-        hint = (
-            "Lower micro_batch_size and raise gradient_accumulation_steps alike, or set "
-            "gradient_checkpointing: true; --resume goes on from the last checkpoint."
-        )
-    else:
-        hint = f"The ranks' logs are in {folder}."
-    return f"The run stopped ({ended.outcome}): {ended.message.strip().rstrip('.')}. {hint}"
+_DURING = {
+    Phase.LOAD: "while it loaded",
+    Phase.STEP: "in a training step",
+    Phase.EVALUATE: "in evaluation",
+    Phase.SAVE: "while it saved",
+}
+
+
+def _why(ended: Ended) -> str:
+    when = "" if ended.phase is None else f" {_DURING[ended.phase]}"
+    return f"The run stopped ({ended.outcome}){when}: {ended.message.strip().rstrip('.')}."
+
+
+def _advice(ended: Ended, request: Request) -> str | None:
+    """Say what to do about memory that ran out, which depends on what the run was at."""
+    if ended.outcome not in (Outcome.OOM, Outcome.HOST_OOM):
+        return None
+    assert request.train is not None
+    match ended.phase:
+        case Phase.LOAD:
+            return (
+                "A smaller micro batch loads the same: shard over more ranks, offload, or train an "
+                "adapter."
+            )
+        case Phase.EVALUATE:
+            size = request.train.eval_batch_size or request.plan_object().micro_batch_size
+            if size > 1:
+                return f"Lower eval_batch_size, {size} here; {_go_on(request)}"
+            return (
+                "eval_batch_size is 1 already: hold nothing out (no val_set_size, no "
+                f"test_datasets), or shorten sequence_len; {_go_on(request)}"
+            )
+        case Phase.SAVE:
+            return (
+                "Saving takes the same whatever the micro batch: free memory of the host, or raise "
+                f"the limit the run is under; {_go_on(request)}"
+            )
+    return (
+        "Lower micro_batch_size and raise gradient_accumulation_steps alike, or set "
+        f"gradient_checkpointing: true; {_go_on(request)}"
+    )
+
+
+def _go_on(request: Request) -> str:
+    """Say from where a run can go on: its last whole checkpoint, or the one it began from."""
+    assert request.train is not None
+    whole = [path for _, path in checkpoints_of(Path(request.out_dir)) if is_whole(path)]
+    last = str(whole[-1]) if whole else request.train.resume_from
+    if last is None:
+        return "there is no checkpoint to go on from yet."
+    return f"--resume goes on from the last checkpoint, {last}."
 
 
 class TrainLog:

@@ -92,10 +92,17 @@ def _run(argv: list[str]) -> int:
     return code
 
 
+class _ToStderr(logging.Handler):
+    """Writes to what stderr is at that moment, as every other message does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+
+
 def _log_to_stderr() -> None:
     logger = logging.getLogger("autotune")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStderr()
         handler.setFormatter(logging.Formatter("autotune: %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False

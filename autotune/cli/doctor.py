@@ -89,17 +89,12 @@ def run(args: argparse.Namespace) -> int:
     """Print what there is and what is wrong; 1 when something is broken or was not measured."""
     from autotune.calibrate.store import calibration_file, read_calibration, save_calibration
     from autotune.doctor import Level
-    from autotune.errors import AutotuneError
     from autotune.memory.fingerprint import machine_fingerprint
-    from autotune.spec.nvml import nvml_devices
 
     _check(args)
-    try:
-        gpus, _ = nvml_devices()
-    except AutotuneError:
-        gpus = []
+    gpus = _gpus(args.device)
     device: Literal["cuda", "cpu"] = args.device or ("cuda" if gpus else "cpu")
-    ranks = args.gpus or (len(gpus) if device == "cuda" else 2)
+    ranks = args.gpus or (_most_ranks(gpus) if device == "cuda" else 2)
     machine = machine_fingerprint(device).to_dict()
     findings = _findings(args, device, ranks)
     notes: list[str] = []
@@ -130,6 +125,32 @@ def run(args: argparse.Namespace) -> int:
         _print(document)
         print_findings(findings, make_console())
     return int(bool(notes) or any(finding.level is Level.BROKEN for finding in findings))
+
+
+def _gpus(device: str | None) -> list[str]:
+    """Return the names of the visible GPUs; none where there are none, or the CPU is asked for.
+
+    Raises:
+        AutotuneError: the variables name GPUs that are not there, or the driver fails.
+    """
+    from autotune.errors import AutotuneError
+    from autotune.spec.nvml import NoGpuError, nvml_devices
+
+    try:
+        return nvml_devices()[0]
+    except NoGpuError:
+        return []
+    except AutotuneError:
+        if device == "cpu":
+            return []
+        raise
+
+
+def _most_ranks(gpus: Sequence[str]) -> int:
+    """Return how many ranks the GPUs take: CUDA shows a process one slice (MIG)."""
+    from autotune.spec.nvml import is_slice_name
+
+    return 1 if any(map(is_slice_name, gpus)) else len(gpus)
 
 
 def _findings(

@@ -44,12 +44,20 @@ def add_starting_point_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--recompute", choices=["none", "full"], help="activation checkpointing of every layer"
     )
+    group.add_argument(
+        "--sequence-parallel-by",
+        choices=["ulysses", "ring"],
+        help="how sequences are split where they are (default: as an Axolotl file's keys say; "
+        "ulysses for the others, and ring for degrees that do not divide the heads)",
+    )
 
 
 def starting_point_from(args: argparse.Namespace) -> StartingPoint:
     """Build what the flags say."""
     from autotune.config.foreign import StartingPoint
+    from autotune.plan import CpBackend
 
+    by = args.sequence_parallel_by
     return StartingPoint(
         model=args.model,
         num_gpus=args.gpus,
@@ -57,6 +65,7 @@ def starting_point_from(args: argparse.Namespace) -> StartingPoint:
         micro_batch_size=args.micro_batch_size,
         grad_accum_steps=args.grad_accum_steps,
         gradient_checkpointing=None if args.recompute is None else args.recompute == "full",
+        sequence_parallel_by=CpBackend(by) if by else None,
     )
 
 

@@ -4,159 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.cli.data import add_data_arguments, dataset_from
-from autotune.cli.nodes import (
-    add_node_arguments,
-    follow_if_told,
-    leading,
-    prepare_hosts,
-    ranks_per_node,
-)
-from autotune.cli.options import (
-    add_knowledge_argument,
-    add_model_argument,
-    add_tensor_parallel_argument,
-    add_workload_arguments,
-    comma_list,
-    integers,
-    memory_limit_from,
-    positive_int,
-    seed_number,
-    tensor_parallel_from,
-    use_knowledge,
-    whole_number,
-)
-from autotune.cli.start import (
-    add_start_arguments,
-    datasets_of,
-    read_given,
-    start_of,
-    start_words,
-    strategies_of,
-    workload_of,
-)
+from autotune.cli.nodes import follow_if_told, leading, prepare_hosts
+from autotune.cli.options import use_knowledge
+from autotune.cli.search_contract import contract_of, contract_words
+from autotune.cli.search_flags import add_arguments
+from autotune.cli.start import start_words
 from autotune.errors import AutotuneError, NothingFitsError
 from autotune.plan import CpBackend, Recompute
-from autotune.search.names import DEFAULT_SAMPLER, FINALISTS, SAMPLERS, TOLERANCE
 from autotune.units import parse_duration_s
 
 if TYPE_CHECKING:
     from autotune.search.parallel import Slot
     from autotune.search.study import Contract
     from autotune.search.tuner import Stopped
-    from autotune.spec.strategy import Strategy
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the verb takes."""
-    add_model_argument(parser, required=False)
-    parser.add_argument(
-        "--gpus", type=positive_int, metavar="N", help="number of GPUs (ranks); --from may say it"
-    )
-    parser.add_argument(
-        "--device",
-        choices=["cuda", "cpu"],
-        default="cuda",
-        help="cpu measures on CPU processes instead of GPUs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="memory a rank may use, enforced, such as 600MiB or 40GiB (default: all of it)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="study folder; the same command in it resumes (default: reports/MODEL-Ngpu)",
-    )
-    add_start_arguments(parser)
-    add_workload_arguments(parser)
-    add_data_arguments(parser)
-    add_knowledge_argument(parser)
-    space = parser.add_argument_group("space")
-    space.add_argument(
-        "--strategies", type=comma_list, metavar="A,B", help="default: all that ship"
-    )
-    space.add_argument(
-        "--micro-batches", type=comma_list, metavar="1,2,4", help="default: powers of two"
-    )
-    space.add_argument(
-        "--sequence-parallel", type=comma_list, metavar="1,2", help="degrees (default: 1,2,4)"
-    )
-    space.add_argument(
-        "--sequence-parallel-by",
-        type=comma_list,
-        metavar="ulysses,ring",
-        help="how (default: ulysses, and ring for degrees that do not divide the heads)",
-    )
-    add_tensor_parallel_argument(space)
-    space.add_argument(
-        "--recompute",
-        type=comma_list,
-        metavar="none,full",
-        help="activation checkpointing modes (default: none,full)",
-    )
-    effort = parser.add_argument_group("effort")
-    effort.add_argument(
-        "--trials",
-        type=positive_int,
-        metavar="N",
-        help="launches at most; each measures a ladder of micro batches (default: no limit)",
-    )
-    effort.add_argument("--budget", metavar="TIME", help="such as 20m (default: no limit)")
-    effort.add_argument(
-        "--trial-timeout", metavar="TIME", help="deadline of a launch (default: from prediction)"
-    )
-    effort.add_argument(
-        "--sampler",
-        choices=SAMPLERS,
-        default=DEFAULT_SAMPLER,
-        help="what chooses the next configuration (default: %(default)s)",
-    )
-    effort.add_argument(
-        "--tolerance",
-        type=percentage,
-        default=TOLERANCE,
-        metavar="PERCENT",
-        help="cost-model stops when nothing left is likely to be faster by more (default: 2%%)",
-    )
-    effort.add_argument(
-        "--confirm",
-        type=whole_number,
-        default=FINALISTS,
-        metavar="N",
-        help="finalists measured again, each freshly forked; 0 for none (default: %(default)s)",
-    )
-    effort.add_argument(
-        "--parallel",
-        type=positive_int,
-        metavar="N",
-        help="launches at once, on disjoint devices (default: as many as there are GPUs for; 1 on "
-        "cpu)",
-    )
-    effort.add_argument("--seed", type=seed_number, default=42, help="default: %(default)s")
-    add_node_arguments(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON document on stdout instead of a table"
-    )
-
-
-def percentage(text: str) -> float:
-    """Read a percentage, with or without its sign, as a share."""
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text!r}: a percentage from 0 to below 100 is needed")
-    return value / 100
+__all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -180,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from autotune.trial.store import RecordStore
 
     budget_s = parse_duration_s(args.budget) if args.budget else None
-    contract, strategies = _contract(args)
+    contract, strategies = contract_of(args)
     use_knowledge(args)
     if follow_if_told(args, args.gpus, args.device):
         return 0
@@ -215,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(folder / SPACE_FILE, space_of(families))
         rejected = rules + left_out
         progress = LiveProgress()
-        progress.note(_contract_words(contract, folder, resumed, len(families)))
+        progress.note(contract_words(contract, folder, resumed, len(families)))
         if contract.start is not None:
             progress.note(start_words(contract.start))
         if calibration is None and args.nodes == 1:
@@ -257,51 +123,6 @@ def run(args: argparse.Namespace) -> int:
     return _answer(args, study, stopped, folder)
 
 
-def _contract(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
-    """Return what the study holds, and the strategies behind its names."""
-    from autotune.search.study import Contract
-    from autotune.spec.hardware import detect_nodes
-    from autotune.trial.packages import check_packages
-
-    given = read_given(args)
-    args.gpus = given.num_gpus
-    ranks_per_node(args, args.gpus)  # refuses what does not go together
-    limit = memory_limit_from(args)
-    dataset = dataset_from(args)
-    workload = workload_of(args, given)
-    datasets = datasets_of(given)
-    if dataset is not None:
-        datasets = [dataset]
-    if not datasets:  # the study says what it measured, also to a later version's defaults
-        mean = workload.synthetic_document_tokens
-        workload = workload.model_copy(update={"mean_document_tokens": mean})
-    check_packages(workload)
-    if args.device == "cpu":
-        _check_cores(ranks_per_node(args, args.gpus))
-    hardware = detect_nodes(args.gpus, args.nodes, args.device, limit)
-    start = start_of(args, given, workload, hardware)
-    strategies = strategies_of(args, given.model, workload.precision, start)
-    contract = Contract(
-        model=given.model,
-        base_model=given.model_name,
-        workload=workload,
-        hardware=hardware,
-        device=args.device,
-        strategies=[strategy.name for strategy in strategies],
-        micro_batches=integers(args.micro_batches, "--micro-batches"),
-        cp_degrees=integers(args.sequence_parallel, "--sequence-parallel") or [1, 2, 4],
-        tp_degrees=tensor_parallel_from(args),
-        cp_backends=_cp_backends(args.sequence_parallel_by),
-        recompute=_recompute_modes(args.recompute),
-        memory_limit_bytes=limit,
-        datasets=datasets,
-        seed=args.seed,
-        sampler=args.sampler,
-        start=start,
-    )
-    return contract, strategies
-
-
 def _job(args: argparse.Namespace, contract: Contract) -> Any:
     from autotune.search.job import Job
     from autotune.trial.protocol import Measurement, ModelSource
@@ -336,34 +157,6 @@ def _slots(args: argparse.Namespace) -> list[Slot]:
     return gpu_slots(args.gpus, len(names), args.parallel)
 
 
-def _check_cores(ranks: int) -> None:
-    cores = len(os.sched_getaffinity(0))
-    if ranks > 4 * cores:
-        raise AutotuneError(
-            f"{ranks} CPU ranks on {cores} cores would measure their queueing, not training. "
-            f"Lower --gpus to {4 * cores} or less, or predict with 'autotune plan --gpu-type TYPE'."
-        )
-
-
-def _recompute_modes(words: list[str] | None) -> list[str]:
-    known = [str(mode) for mode in Recompute]
-    unknown = [word for word in words or [] if word not in known]
-    if unknown or words == []:
-        raise AutotuneError(
-            f"--recompute {','.join(words or [])!r}: allowed are {', '.join(known)}."
-        )
-    return words or known
-
-
-def _cp_backends(words: list[str] | None) -> list[str]:
-    known = [str(backend) for backend in CpBackend]
-    if words == [] or any(word not in known for word in words or []):
-        raise AutotuneError(
-            f"--sequence-parallel-by {','.join(words or [])!r}: allowed are {', '.join(known)}."
-        )
-    return words or []
-
-
 def _need_train_extra() -> None:
     """Say what is missing before a folder is made; nothing heavy is imported for it."""
     from importlib.util import find_spec
@@ -378,20 +171,6 @@ def _need_train_extra() -> None:
             f"Measuring needs {', '.join(missing)}: pip install 'autotune-llm[train]'. "
             "'autotune plan' predicts without them."
         )
-
-
-def _contract_words(contract: Contract, folder: Path, resumed: bool, families: int) -> str:
-    workload = contract.workload
-    mean = workload.synthetic_document_tokens
-    synthetic = f"synthetic documents of {mean} tokens on average"
-    data = contract.datasets[0].path if contract.datasets else synthetic
-    word = "Resuming" if resumed else "Study"
-    return (
-        f"{word} in {folder}: {contract.base_model} on {contract.hardware.describe()}, sequence "
-        f"{workload.seq_len}, global batch {workload.global_batch_size} sequences, "
-        f"{workload.precision}, {'packed' if workload.packing else 'not packed'}, {data}; "
-        f"{families} famil{'y' if families == 1 else 'ies'} of configurations."
-    )
 
 
 def _answer(args: argparse.Namespace, study: Any, stopped: Stopped, folder: Path) -> int:

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-ladder",
         action="store_true",
         help="stop at out-of-memory, instead of going on with a smaller micro batch, recomputation "
-        "or offload at the same global batch",
+        "or offload at the same global batch; with --resume, go on at the file's own micro batch",
     )
     parser.add_argument(
         "--resume",
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; the log is shown as it is written."""
     from autotune.config import load_config
-    from autotune.ladder import ladder_below, train_down
+    from autotune.ladder import at_recorded_rung, ladder_below, train_down
     from autotune.spec.hardware import detect_nodes
 
     config = load_config(args.config, {"deepspeed": args.deepspeed} if args.deepspeed else None)
@@ -80,8 +80,11 @@ def run(args: argparse.Namespace) -> int:
     num_gpus = request.plan_object().world_size
     if follow_if_told(args, num_gpus, request.device):
         return 0
-    ladder = None
+    ladder, descent = None, None
     if not args.no_ladder:
+        request, descent = at_recorded_rung(request)
+        if descent is not None:
+            sys.stderr.write(f"Going on at {descent.words()}. --no-ladder goes on at the file's.\n")
         ladder = ladder_below(
             request.plan_object(),
             config.model,
@@ -92,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
     with leading(args, num_gpus, request.device) as starter:
         if starter is not None:
             starter.build_native_ops(request)
-        ended = train_down(request, ladder, sys.stderr, starter)
+        ended = train_down(request, ladder, sys.stderr, starter, descent=descent)
     if ended.message:
-        raise NothingFitsError(ended.message)
+        raise NothingFitsError(f"{ended.message} {ended.advice}")
     if args.json:
         sys.stdout.write(json.dumps(ended.document, indent=1) + "\n")
     else:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autotune.config.deepspeed import AUTO, BatchContract, read_deepspeed
 from autotune.config.presets import find_deepspeed
+from autotune.config.values import Section
 from autotune.errors import AutotuneError
 from autotune.spec.model import ModelSpec
 from autotune.spec.strategy import Strategy, load_strategies
@@ -29,8 +32,8 @@ def strategy_from_deepspeed(value: str, model: ModelSpec, precision: Precision) 
         The shipped strategy that shards alike, or one named by the same scheme.
 
     Raises:
-        AutotuneError: no such file, a batch size in it that is not "auto", or what `load_config`
-            refuses of it.
+        AutotuneError: no such file, a batch size in it that is not "auto", a sequence-parallel
+            degree, or what `load_config` refuses of it.
     """
     values, label = find_deepspeed(value, Path(), "--deepspeed")
     for key in _VARIED:
@@ -38,6 +41,7 @@ def strategy_from_deepspeed(value: str, model: ModelSpec, precision: Precision) 
             raise AutotuneError(
                 f'{label}: {key}: {values[key]!r}: a search varies it. Write "auto".'
             )
+    _check_mesh(values, label)
     contract = BatchContract(
         micro_batch_size=1,
         grad_accum_steps=1,
@@ -71,3 +75,19 @@ def strategy_from_deepspeed(value: str, model: ModelSpec, precision: Precision) 
             "hpz": sharding.hpz,
         }
     )
+
+
+def _check_mesh(values: Mapping[str, Any], label: str) -> None:
+    """Refuse what DeepSpeed makes its mesh of: a search decides it."""
+    degree = Section(values, label).integer("sequence_parallel_size", 1, minimum=1)
+    if degree > 1:
+        raise AutotuneError(
+            f"{label}: sequence_parallel_size: {degree}: a search varies it. Remove it and give "
+            f"the degrees, divisors of --gpus, with --sequence-parallel {degree}; or start from "
+            "the whole file with --from."
+        )
+    if values.get("data_parallel_size", AUTO) not in (None, AUTO):
+        raise AutotuneError(
+            f"{label}: data_parallel_size: {values['data_parallel_size']!r}: it follows from "
+            "--gpus and the sequence-parallel degree. Remove it."
+        )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from autotune.doctor.collectives import check_collectives
 from autotune.doctor.finding import Finding, Machine, note
-from autotune.doctor.gpus import check_gpus, check_links, read_gpus
+from autotune.doctor.gpus import check_gpus, check_links
 from autotune.doctor.host import (
     check_extension_locks,
     check_host_memory,
@@ -20,6 +20,7 @@ from autotune.doctor.network import (
     infiniband_adapters,
     nccl_packages,
 )
+from autotune.doctor.nvml import read_gpus
 from autotune.doctor.software import (
     check_accelerate_file,
     check_compiler,

@@ -16,6 +16,7 @@ from autotune.errors import AutotuneError
 from autotune.trial.protocol import (
     STARTED_VARIABLE,
     Outcome,
+    Phase,
     RankError,
     RankResult,
     Request,
@@ -58,6 +59,13 @@ class Answer:
         """Note when the first step begins; later ones change nothing."""
         if self.result.ready_s is None:
             self.result.ready_s = self.since_start_s()
+        if self.result.phase is Phase.LOAD:
+            self.enter(Phase.STEP)
+
+    def enter(self, phase: Phase) -> None:
+        """Say what this rank is at from now on; on disk at once, for it may be killed there."""
+        self.result.phase = phase
+        self._write()
 
     def heartbeat(self) -> None:
         """Tell the supervisor that this rank is making progress.

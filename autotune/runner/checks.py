@@ -91,6 +91,7 @@ def _check_ring(plan: Plan, workload: Workload, all_heads: int, device: str) -> 
     _expect("attention heads a rank", all_heads, heads)
     _expect("queries of a rank", workload.seq_len // plan.cp, tokens)
     _expect("ranks of the ring", plan.cp, dist.get_world_size(CONTEXT.group))
+    _expect("key-value heads gathered at a time", plan.heads_k_stride, CONTEXT.heads_k_stride)
     kept_apart = CONTEXT.calls if workload.packing else 0
     _expect("attention calls that keep documents apart", kept_apart, CONTEXT.document_calls)
     _expect("masked attention calls in a step", 0, CONTEXT.masked_calls)

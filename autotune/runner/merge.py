@@ -38,7 +38,7 @@ def merge(order: MergeOrder) -> dict[str, Any]:
     if (adapter / SAVED_WEIGHTS).is_file():
         try:
             model = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu")
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # no file; other sizes; no adapter
             raise AutotuneError(
                 f"The adapter in {adapter} does not go on {order.base}: "
                 f"{str(error).splitlines()[0]}. Give the base it was trained on by --base."

@@ -137,6 +137,7 @@ def make_trainer(
         loader=loader,
         timer=timer,
         workload=request.workload,
+        enter=session.answer.enter,
         eval_loader=eval_loader,
     )
     apply_numerics(trainer, request, plan)

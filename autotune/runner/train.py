@@ -28,7 +28,7 @@ from autotune.trial.checkpoint import (
     step_of,
     write_identity,
 )
-from autotune.trial.protocol import LOG_FILE, Request
+from autotune.trial.protocol import LOG_FILE, Phase, Request
 from autotune.trial.run_log import cut_log
 
 
@@ -65,6 +65,7 @@ def run_training(request: Request, answer: Answer) -> None:
     if data.validation is not None and trainer.last_evaluated_step != trainer.state.global_step:
         trainer.evaluate()
     if settings.save_final_weights:
+        answer.enter(Phase.SAVE)
         _save_final_weights(trainer, request, data)
     answer.result.train |= {
         "steps": trainer.state.global_step,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from autotune.runner.offloading import offload_activations
 from autotune.runner.timers import StepTimer
 from autotune.runner.ulysses import CONTEXT
 from autotune.spec.workload import LigerKernel, Workload
+from autotune.trial.protocol import Phase
 
 Batch = dict[str, torch.Tensor]
 
@@ -30,7 +31,8 @@ class AutotuneTrainer(Trainer):
     - batches come rank-local from `RankLoader`; accelerate never sees the loader, so it can neither
       reorder nor duplicate data;
     - the loss is not the model's: the model returns logits, `token_weighted_loss` does the rest;
-    - `evaluate` sums token losses over the held-out sequences, on every engine alike.
+    - `evaluate` sums token losses over the held-out sequences, on every engine alike;
+    - evaluation and checkpoints are said to `enter`, as phases of their own.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class AutotuneTrainer(Trainer):
         loader: Any,
         timer: StepTimer,
         workload: Workload,
+        enter: Callable[[Phase], None],
         eval_loader: EvalLoader | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -58,6 +61,7 @@ class AutotuneTrainer(Trainer):
         self._fused_loss = LigerKernel.FUSED_LINEAR_CROSS_ENTROPY in workload.liger
         self._offloads = workload.activation_offloading
         self._eval_loader = eval_loader
+        self._enter = enter
         self.last_evaluated_step = -1
         self.step_tokens = 0
 
@@ -115,6 +119,21 @@ class AutotuneTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Return the mean token loss over the held-out sequences, summed over all ranks."""
+        with self._in_phase(Phase.EVALUATE):
+            return self._held_out_loss(metric_key_prefix)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._in_phase(Phase.SAVE):
+            super()._save_checkpoint(*args, **kwargs)
+
+    @contextmanager
+    def _in_phase(self, phase: Phase) -> Iterator[None]:
+        """Say the phase, and when it went well that it is over: what fails in it, dies in it."""
+        self._enter(phase)
+        yield
+        self._enter(Phase.STEP)
+
+    def _held_out_loss(self, metric_key_prefix: str) -> dict[str, float]:
         model = self.model_wrapped
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)

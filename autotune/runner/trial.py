@@ -18,10 +18,15 @@ from autotune.runner.session import Session, make_trainer, open_session
 from autotune.runner.timers import StepTimer
 from autotune.runner.trainer import AutotuneTrainer
 from autotune.spec.training import TrainSettings
-from autotune.trial.protocol import Outcome, Request, RungResult
+from autotune.trial.protocol import Outcome, Phase, Request, RungResult
 
 _ENDLESS = 10**6
 """Optimizer steps the Trainer is told of; the ladder ends it long before."""
+_AFTER_STEPS = {
+    Phase.STEP: "after the steps",
+    Phase.EVALUATE: "in evaluation, after the steps",
+    Phase.SAVE: "in the checkpoint, after the steps",
+}
 _SETTINGS = TrainSettings(learning_rate=1e-4, lr_scheduler="constant")
 
 
@@ -48,7 +53,7 @@ def run_trial(request: Request, answer: Answer) -> None:
         session.gauge.lift_limit()
         if climbed:
             said = _what_was_asked(error)
-            raise MemoryError(f"in evaluation or checkpoint, after the steps: {said}") from error
+            raise MemoryError(f"{_AFTER_STEPS[answer.result.phase]}: {said}") from error
         answer.add_rung(_out_of_memory(ladder, outcome, error))
         raise MemoryError(_what_was_asked(error)) from error
     finally:

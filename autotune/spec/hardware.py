@@ -11,7 +11,7 @@ from typing import Literal
 
 from autotune.errors import AutotuneError
 from autotune.spec.gpus import CPU, GpuEntry, find_gpu, gpu_types, match_nvml_name
-from autotune.spec.nvml import nvml_devices
+from autotune.spec.nvml import is_slice_name, nvml_devices
 from autotune.spec.workload import Precision
 from autotune.units import GIB
 
@@ -147,19 +147,28 @@ def detect_hardware(
     _check_count(num_gpus)
     if device == "cpu":
         return _cpu_hardware(num_gpus, memory_limit_bytes)
-    names, memory = nvml_devices()
+    names, told = nvml_devices()
     if num_gpus > len(names):
         raise AutotuneError(
             f"{num_gpus} GPUs asked for, {len(names)} found. Lower --gpus, or predict a larger "
             f"machine with 'autotune plan --gpus {num_gpus} --gpu-type TYPE'."
         )
+    if num_gpus > 1 and any(map(is_slice_name, names[:num_gpus])):
+        raise AutotuneError(
+            f"{num_gpus} GPUs asked for, but {names[0]} is a slice of a GPU (MIG), of which CUDA "
+            "shows a process one. Give --gpus 1, or whole GPUs: nvidia-smi -mig 0."
+        )
+    # A GPU without memory of its own takes its host's.
+    memory = [_host_memory_bytes() // num_gpus if each is None else each for each in told]
     kind = match_nvml_name(names[0])
     name, entry = find_gpu(kind or _STAND_IN)
     hardware = _from_entry(name, entry, num_gpus, whole_nodes=False)
     gpu = hardware.gpu
     if kind is None:
         # Measuring needs no catalogue; predictions then only order what is measured.
-        source = f"memory from NVML; its speed is unknown, that of {_STAND_IN} stands in for it"
+        shared = told[0] is None
+        where = "memory shared with the host, from /proc/meminfo" if shared else "memory from NVML"
+        source = f"{where}; its speed is unknown, that of {_STAND_IN} stands in for it"
         _LOG.warning("GPU %s is not in the catalogue: %s.", names[0], source)
         gpu = replace(
             gpu,

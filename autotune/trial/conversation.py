@@ -157,7 +157,7 @@ class ConversationalLaunch:
         )
         try:
             self._running.start()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the ranks started before it must not stay
             self._running.stop()
             raise
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autotune.trial.memory_left import MemoryLeft
 from autotune.trial.processes import process_state
 from autotune.trial.protocol import REQUEST_FILE, STARTED_VARIABLE
 from autotune.trial.ranks import (
@@ -269,6 +270,7 @@ class ForkedRank:
         self._server = server
         self._pid = pid
         self._returncode: int | None = None
+        self._memory = MemoryLeft()
         self._lost: str | None = None
 
     @property
@@ -282,10 +284,16 @@ class ForkedRank:
         return self._returncode
 
     def poll(self) -> int | None:
-        """Look whether it ended."""
+        """Look whether it ended, and at its memory where it did not."""
         if self._returncode is None:
             self._server.listen()
+        if self._returncode is None:
+            self._memory.look(self._pid)
         return self._returncode
+
+    def memory_left(self) -> int | None:
+        """Return what `poll` saw of it last."""
+        return self._memory.least()
 
     def lost(self) -> str | None:
         """Say how the server that forked it died, where that ended it."""

@@ -126,15 +126,13 @@ class Running:
         for result in results:
             if result.error is not None and result.error.user_mistake:
                 raise AutotuneError(result.error.message)
-        # On CUDA the limit is the allocator's own, and says so in Python.
-        limited = self.request.device == "cpu" and self.request.memory_limit_bytes is not None
         return conclude(
             self.ranks,
             results,
             self._verdict,
             time.monotonic() - self.started,
             host_out_of_memory=oom_kill_count() > self._oom_kills,
-            limited=limited,
+            memory_limit_bytes=self.request.memory_limit_bytes,
         )
 
 

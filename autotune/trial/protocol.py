@@ -44,6 +44,17 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+class Phase(StrEnum):
+    """What a rank is at: how it died means something else in each."""
+
+    LOAD = "load"
+    """From its start until the first step: imports, data, model, engine, checkpoint."""
+    STEP = "step"
+    EVALUATE = "evaluate"
+    SAVE = "save"
+    """A checkpoint, or the final weights."""
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -219,6 +230,8 @@ class RankResult(_Message):
     """From the launch's start to the start of the first step."""
     baseline_bytes: int = 0
     """Memory taken before the model: CPU VmData after the imports, CUDA context."""
+    phase: Phase = Phase.LOAD
+    """What the rank was at when it last wrote; a failed one, what it failed in."""
     data: DataCounts | None = None
     """What was read; None with synthetic documents."""
     rehearsal: Rehearsal | None = None

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from autotune.trial.memory_left import MemoryLeft
 from autotune.trial.processes import kill_tagged, process_state
 from autotune.trial.protocol import REQUEST_FILE
 
@@ -39,6 +40,12 @@ class RankProcess(Protocol):
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait for its end for so long; return its exit code, None when it still runs."""
+
+    def memory_left(self) -> int | None:
+        """Return the least it had left below its own limit (RLIMIT_DATA) in its last second.
+
+        In bytes; None without such a limit, or where nothing was seen of it.
+        """
 
     def lost(self) -> str | None:
         """Say how the process that forked it ended, where that ended this one; else None.
@@ -107,6 +114,7 @@ class LocalRank:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._memory = MemoryLeft()
 
     @property
     def pid(self) -> int:
@@ -119,8 +127,11 @@ class LocalRank:
         return self._process.returncode
 
     def poll(self) -> int | None:
-        """Look whether it ended."""
-        return self._process.poll()
+        """Look whether it ended, and at its memory where it did not."""
+        code = self._process.poll()
+        if code is None:
+            self._memory.look(self.pid)
+        return code
 
     def state(self) -> str | None:
         """Return its state letter."""
@@ -135,6 +146,10 @@ class LocalRank:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=timeout_s)
         return self._process.returncode
+
+    def memory_left(self) -> int | None:
+        """Return what `poll` saw of it last."""
+        return self._memory.least()
 
     def lost(self) -> str | None:
         """Say no: nothing stands between this process and it."""

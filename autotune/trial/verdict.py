@@ -6,8 +6,18 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from autotune.trial.protocol import Outcome, RankResult
+from autotune.trial.protocol import Outcome, Phase, RankResult
+from autotune.trial.ranks import RankProcess
 from autotune.trial.watch import Rank, Verdict
+from autotune.units import format_bytes
+
+_NATIVE_DEATHS = ("SIGSEGV", "SIGABRT")
+"""What native code ends by that gets no memory: a null pointer followed, or std::terminate."""
+_STACKS_BYTES = 16 * 2**20
+"""Two thread stacks of 8 MiB, as `autotune.runner.gauges` has it."""
+_NEAR = 0.125
+"""Share of a rank's limit that it may have left and still have died of it: it is looked at ten
+times a second, and dies of what it asked for after the last look."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +28,8 @@ class Ended:
     message: str
     rank: int | None
     """The rank that caused it."""
+    phase: Phase | None = None
+    """What that rank was at."""
     exit_codes: list[int | None]
     elapsed_s: float
     notes: list[str] = field(default_factory=list)
@@ -32,7 +44,7 @@ def conclude(
     elapsed: float,
     *,
     host_out_of_memory: bool,
-    limited: bool,
+    memory_limit_bytes: int | None = None,
 ) -> Ended:
     """Name the outcome, and the rank that caused it.
 
@@ -42,7 +54,7 @@ def conclude(
         verdict: why the watch stopped them, if it did.
         elapsed: seconds from the launch's start.
         host_out_of_memory: the kernel killed a process for memory meanwhile.
-        limited: the ranks have an RLIMIT_DATA.
+        memory_limit_bytes: of a rank, above what its imports took; None without one.
     """
     exit_codes = [rank.process.returncode for rank in ranks]
     outcome, message, culprit, notes = Outcome.OK, "", None, []
@@ -56,7 +68,9 @@ def conclude(
                 failures.append((error.time_s, rank.number, error.outcome, error.message))
             elif not result.complete and rank.ended_at is not None:
                 how, kind = _describe_exit(
-                    rank.process.returncode, host_out_of_memory=host_out_of_memory, limited=limited
+                    rank.process,
+                    host_out_of_memory=host_out_of_memory,
+                    near_bytes=max(_STACKS_BYTES, int(_NEAR * (memory_limit_bytes or 0))),
                 )
                 # Its death is noticed late, and by then the others have met its silence.
                 failures.append((rank.alive_at, rank.number, kind, f"rank {rank.number} {how}"))
@@ -72,6 +86,7 @@ def conclude(
         outcome=outcome,
         message=message,
         rank=culprit,
+        phase=None if culprit is None else results[culprit].phase,
         exit_codes=exit_codes,
         elapsed_s=elapsed,
         notes=notes,
@@ -80,15 +95,19 @@ def conclude(
 
 
 def _describe_exit(
-    code: int | None, *, host_out_of_memory: bool, limited: bool
+    process: RankProcess, *, host_out_of_memory: bool, near_bytes: int
 ) -> tuple[str, Outcome]:
-    """Say how a rank ended; `limited` ranks have an RLIMIT_DATA."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        if name == "SIGKILL" and host_out_of_memory:
-            return "was killed by the kernel: the host ran out of memory", Outcome.HOST_OOM
-        if name == "SIGABRT" and limited:
-            # C++ that finds no memory, for a thread say, calls std::terminate: nothing to catch.
-            return "aborted under its memory limit, as C++ does without memory", Outcome.OOM
+    """Say how a rank ended; with less than `near_bytes` left below its limit, memory was why."""
+    code = process.returncode
+    if code is None or code >= 0:
+        return f"ended with code {code} and no complete result", Outcome.CRASHED
+    name = signal.Signals(-code).name
+    if name == "SIGKILL" and host_out_of_memory:
+        return "was killed by the kernel: the host ran out of memory", Outcome.HOST_OOM
+    left = process.memory_left() if name in _NATIVE_DEATHS else None
+    if left is None:
         return f"was killed by {name}", Outcome.CRASHED
-    return f"ended with code {code} and no complete result", Outcome.CRASHED
+    seen = f"was killed by {name} with {format_bytes(max(0, left))} left below its memory limit"
+    if left < near_bytes:
+        return f"{seen}, as native code is that gets none", Outcome.OOM
+    return f"{seen}: a crash, not for want of memory", Outcome.CRASHED

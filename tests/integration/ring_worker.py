@@ -1,6 +1,7 @@
 """Ring attention on real ranks against SDPA over the whole sequence: a rank of `test_ring`.
 
-Usage: ring_worker RANK WORLD PORT FILE; writes the largest differences of each case as JSON.
+Usage: ring_worker RANK WORLD PORT FILE; writes the largest differences of each case, and how often
+it gathered from the other ranks, as JSON.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,25 @@ CASES = [
     for dtype in ("float32", "bfloat16")
     for packed, stride in ((False, 1), (True, 1), (True, 2))
 ]
+
+
+class Gathers:
+    """Counts the gathers of a block of code, which are as they were."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._gather = dist.all_gather_into_tensor
+
+    def __enter__(self) -> Gathers:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return self._gather(*args, **kwargs)
+
+        dist.all_gather_into_tensor = counted
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_gather_into_tensor = self._gather
 
 
 def differences(rank: int, world: int, dtype: str, packed: bool, stride: int) -> dict[str, float]:
@@ -64,7 +85,11 @@ def main() -> None:
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
     )
-    found = {str(case): differences(rank, world, *case) for case in CASES}
+    found = {}
+    for case in CASES:
+        with Gathers() as gathers:
+            differ = differences(rank, world, *case)
+        found[str(case)] = {"differences": differ, "gathers": gathers.count}
     Path(sys.argv[4]).write_text(json.dumps(found))
     dist.destroy_process_group()
 

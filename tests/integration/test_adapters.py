@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from autotune.spec.workload import BaseStorage, Lora, Workload
-from tests.integration.ranks import logged, make_plan, run_well, training_request
+from autotune.spec.workload import BaseStorage, Lora, Precision, Workload
+from tests.integration.ranks import (
+    logged,
+    make_plan,
+    run_well,
+    small_config,
+    training_request,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -37,6 +43,14 @@ CASES = [
     ("fsdp2_no_reshard", "nf4", False),
 ]  # (strategy, adapter, chunked loss)
 QUICK = [("fsdp2", "nf4", True), ("zero3", "dora", False)]
+# arXiv:2305.14314, appendix E: the sixteen values of NF4, of blocks scaled to [-1, 1].
+NF4_VALUES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+BLOCK = 64
 
 
 def train(
@@ -94,6 +108,58 @@ def test_one_process_and_ranks_agree(
     assert loss == pytest.approx(want, abs=1e-5)
     assert want[-1] < want[0] - 0.01, "the reference must learn, or nothing is compared"
     assert asserted.get("layers_in_4bit") == (14 if "nf4" in kind else None)
+
+
+def made_model():
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(**small_config())
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("storage", [BaseStorage.NF4, BaseStorage.NF4_DOUBLE])
+def test_the_4_bits_are_those_of_the_paper(storage) -> None:
+    """Ranks are compared with a process that quantises by the same code: here is none of it."""
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes").functional
+    from autotune.runner.quantised import quantisation_config, quantise_linears
+
+    model = made_model()
+    layers = [name for name, module in model.named_modules() if name.endswith("_proj")]
+    whole = {name: model.get_submodule(name).weight.detach().clone() for name in layers}
+    config = quantisation_config(storage, Precision.FP32)
+    model = quantise_linears(model, config, torch.device("cpu"))
+    values = torch.tensor(NF4_VALUES)
+    for name in layers:
+        weight = model.get_submodule(name).weight
+        read = functional.dequantize_4bit(weight.data, weight.quant_state)
+        blocks = whole[name].reshape(-1, BLOCK)
+        scale = blocks.abs().amax(1, keepdim=True)
+        nearest = values[(blocks / scale)[..., None].sub(values).abs().argmin(-1)] * scale
+        # Rounded scales (double quantisation) are off by a hundredth of themselves at most.
+        off = 1e-5 if storage is BaseStorage.NF4 else 0.02
+        assert ((read.reshape(-1, BLOCK) - nearest) / scale).abs().max() < off
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 2)])
+def test_an_adapter_adds_what_its_formula_says(rslora, scale) -> None:
+    """alpha / r, and of rsLoRA alpha / sqrt(r) (arXiv:2312.03732), times B A x."""
+    torch = pytest.importorskip("torch")
+    from autotune.runner.models import add_adapter
+
+    model = add_adapter(made_model(), LORA.model_copy(update={"rslora": rslora}))
+    torch.manual_seed(4)
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert len(layers) == 14
+    for layer in layers:
+        low, high = (getattr(layer, f"lora_{side}")["default"].weight for side in "AB")
+        high.data.normal_()
+        x = torch.randn(2, layer.base_layer.in_features)
+        want = layer.base_layer(x) + scale * x @ low.T @ high.T
+        torch.testing.assert_close(layer(x), want, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow

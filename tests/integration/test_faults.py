@@ -134,6 +134,18 @@ def test_silent_ranks_are_a_hang(tmp_path: Path, starter: ForkServer | None) -> 
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
+def test_a_rank_that_crashes_far_below_its_memory_limit_did_not_run_out(tmp_path: Path) -> None:
+    request = many_rungs(tmp_path).model_copy(update={"memory_limit_bytes": 4 * 2**30})
+    crash = Once(tmp_path, lambda: os.kill(rank_pid(tmp_path, 1), signal.SIGSEGV))
+    ended = run(request, on_tick=crash, starter=forking_starter())
+    assert (ended.outcome, ended.rank) == (Outcome.CRASHED, 1), ended.message
+    assert "rank 1 was killed by SIGSEGV with" in ended.message
+    assert "left below its memory limit: a crash, not for want of memory" in ended.message
+    assert str(ended.phase) == "step"
+    assert_nothing_left(tmp_path)
+
+
 def test_a_trial_past_its_deadline_is_a_timeout_and_keeps_its_rungs(tmp_path: Path) -> None:
     plan = make_plan("ddp", 2)
     # The fork server is up after this: a cold start may take as long as the deadline.

@@ -73,6 +73,45 @@ def test_a_merged_run_and_a_merged_checkpoint(
 @pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore:.is_gradient_checkpointing:FutureWarning"
 )
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 2)])
+def test_merged_weights_are_the_formula_s(rslora, scale, tmp_path) -> None:
+    """W + s B A from the files: the run and the merge make the adapter by the same code."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from autotune.runner.merge import merge
+    from autotune.runner.models import add_adapter
+
+    config = AutoConfig.for_model(**small_config())
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    whole = {name: value.clone() for name, value in base.state_dict().items()}
+    adapted = add_adapter(base, Lora(r=4, alpha=8, rslora=rslora))
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B" in name:
+            parameter.data.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge(
+        MergeOrder(
+            adapter=str(tmp_path / "adapter"), base=str(tmp_path / "base"),
+            out=str(tmp_path / "out"),
+        )
+    )  # fmt: skip
+    merged = load_file(tmp_path / "out/model.safetensors")
+    parts = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    names = [name for name in whole if name.endswith("_proj.weight")]
+    assert len(names) == 14
+    for name in names:
+        stem = "base_model.model." + name.removesuffix(".weight")
+        low, high = parts[f"{stem}.lora_A.weight"], parts[f"{stem}.lora_B.weight"]
+        want = whole[name] + scale * high @ low
+        torch.testing.assert_close(merged[name], want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore:.is_gradient_checkpointing:FutureWarning"
+)
 @pytest.mark.parametrize(("layers", "words"), [(3, "the adapter has none for"), (1, "no place")])
 def test_a_base_of_other_layers_is_refused(layers, words, tmp_path) -> None:
     """PEFT warns, and merges the layers that are there."""

@@ -144,8 +144,11 @@ def test_a_ring_is_attention_over_the_whole_sequence(world, tmp_path):
     for file in files:
         found = json.loads(file.read_text())
         assert list(found) == [str(case) for case in ring_worker.CASES]
-        for (dtype, *_), differences in zip(ring_worker.CASES, found.values(), strict=True):
-            assert max(differences.values()) < BOUNDS[dtype], (file.name, found)
+        for (dtype, packed, stride), seen in zip(ring_worker.CASES, found.values(), strict=True):
+            assert max(seen["differences"].values()) < BOUNDS[dtype], (file.name, found)
+            # Keys and values apart, forward and backward, of `heads_k_stride` heads at a time.
+            gathers = 4 * ring_worker.BATCH * ring_worker.KV_HEADS // stride if packed else 0
+            assert seen["gathers"] == gathers, (file.name, found)
 
 
 RING = make_plan("zero2", 2, cp=2, cp_backend=CpBackend.RING)
@@ -157,6 +160,7 @@ WRONG = {
     "whole sequences": ({"last_shape": (4, 8, 64, 16)}, "queries of a rank: asked for 32"),
     "one document": ({"document_calls": 0}, "keep documents apart: asked for 2, but 0"),
     "a smaller group": ({"ranks": 1}, "ranks of the ring: asked for 2, but 1"),
+    "another stride": ({"heads_k_stride": 2}, "heads gathered at a time: asked for 1, but 2"),
 }
 
 

@@ -102,7 +102,7 @@ def test_evaluation_of_a_chunked_run_holds_no_fp32_logits_either():
             log=lambda metrics: None, _chunked=chunked, _fused_loss=False,
         )  # fmt: skip
         found = []
-        peak = allocator_peak(lambda: found.append(AutotuneTrainer.evaluate(trainer)))
+        peak = allocator_peak(lambda: found.append(AutotuneTrainer._held_out_loss(trainer, "eval")))
         return found[0], peak
 
     (plain, plain_peak), (chunked, chunked_peak) = evaluated(False), evaluated(True)

@@ -53,6 +53,16 @@ def test_what_a_search_leaves_out_is_named(tmp_path, caplog):
         ({"zero_optimization": {"stage": 4}}, "Allowed: 1, 2, 3"),
         ({"zero_optimization": {"stag": 2}}, "Nearest: stage"),
         ({}, "zero_optimization is missing"),
+        (
+            {"zero_optimization": {"stage": 2}, "sequence_parallel_size": 3},
+            r"sequence_parallel_size: 3: a search varies it.*--sequence-parallel 3",
+        ),
+        ({"zero_optimization": {"stage": 2}, "sequence_parallel_size": 0}, "at least 1|minimum"),
+        (
+            {"zero_optimization": {"stage": 2}, "sequence_parallel_size": "x"},
+            "whole number|integer",
+        ),
+        ({"zero_optimization": {"stage": 2}, "data_parallel_size": 2}, "follows from --gpus"),
     ],
 )
 def test_refused(tmp_path, values, words):
@@ -60,6 +70,8 @@ def test_refused(tmp_path, values, words):
     path.write_text(json.dumps(values))
     with pytest.raises(AutotuneError, match=words):
         strategy(path)
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "sequence_parallel_size": 1}))
+    assert strategy(path).name == "zero2"
 
 
 def test_no_such_file_and_another_precision():

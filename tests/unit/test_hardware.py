@@ -5,6 +5,7 @@ import pytest
 
 from autotune.errors import AutotuneError
 from autotune.spec.hardware import check_precision, detect_hardware, load_hardware
+from autotune.spec.nvml import visible_gpus
 from autotune.spec.workload import Precision
 from autotune.units import GIB, MIB
 
@@ -59,10 +60,37 @@ class NvmlError(Exception):
     pass
 
 
-def fake_nvml(names, memory=80 * GIB, broken=False):
+class NotSupportedError(NvmlError):
+    pass
+
+
+def fake_nvml(names, memory=80 * GIB, broken=False, slices=()):
+    """NVML of whole GPUs, of which those numbered in `slices` are cut in two (MIG).
+
+    `memory` may be what asking for it raises.
+    """
+
     def init():
         if broken:
             raise NvmlError("no driver")
+
+    def memory_info(handle):
+        if isinstance(memory, Exception):
+            raise memory
+        return types.SimpleNamespace(total=memory // 2 if isinstance(handle, tuple) else memory)
+
+    def slice_of(handle, number):
+        if number > 1:
+            raise NvmlError("not found")
+        return handle, number
+
+    def name(handle):
+        gpu, cut = handle if isinstance(handle, tuple) else (handle, None)
+        return names[gpu] if cut is None else f"{names[gpu]} MIG 3g.40gb"
+
+    def uuid(handle):
+        gpu, cut = handle if isinstance(handle, tuple) else (handle, None)
+        return f"GPU-{gpu}abc" if cut is None else f"MIG-{gpu}{cut}-uuid"
 
     return types.SimpleNamespace(
         NVMLError=NvmlError,
@@ -70,9 +98,15 @@ def fake_nvml(names, memory=80 * GIB, broken=False):
         nvmlShutdown=lambda: None,
         nvmlDeviceGetCount=lambda: len(names),
         nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetName=lambda handle: names[handle],
-        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=memory),
-        nvmlDeviceGetUUID=lambda handle: f"GPU-{handle}abc",
+        NVMLError_NotSupported=NotSupportedError,
+        nvmlDeviceGetName=name,
+        nvmlDeviceGetMemoryInfo=memory_info,
+        nvmlDeviceGetUUID=uuid,
+        nvmlDeviceGetMigMode=lambda handle: [int(handle in slices), 0],
+        nvmlDeviceGetMaxMigDeviceCount=lambda handle: 7,
+        nvmlDeviceGetMigDeviceHandleByIndex=slice_of,
+        nvmlDeviceGetGpuInstanceId=lambda handle: handle[1] + 1,
+        nvmlDeviceGetComputeInstanceId=lambda handle: 0,
     )
 
 
@@ -99,6 +133,16 @@ def test_detects_by_nvml(monkeypatch):
         (fake_nvml([H100] * 2), None, "4 GPUs asked for, 2 found.*autotune plan --gpus 4"),
         (fake_nvml([H100] * 4), "0,2", "4 GPUs asked for, 2 found"),
         (fake_nvml([H100] * 4), "0,1,GPU-2,-1,3", "4 GPUs asked for, 3 found"),
+        (fake_nvml([H100] * 4), "-1", "No NVIDIA GPU found"),
+        (
+            fake_nvml([H100] * 2, slices=[1]),
+            "MIG-nonesuch",
+            r"CUDA_VISIBLE_DEVICES=MIG-nonesuch names no GPU of this machine\. Here are GPU 0 "
+            r"\(GPU-0abc\), GPU 1 \(GPU-1abc\), a slice of GPU 1 \(MIG-10-uuid\), ",
+        ),
+        (fake_nvml([H100] * 4), "7", "names no GPU of this machine"),
+        (fake_nvml([H100] * 4, slices=range(4)), None, r"is a slice of a GPU \(MIG\), of which"),
+        (fake_nvml([H100] * 4, memory=NvmlError("GPU is lost")), None, "does not answer: GPU is"),
     ],
 )
 def test_what_is_not_there(monkeypatch, nvml, visible, message):
@@ -115,6 +159,44 @@ def test_visible_devices_by_uuid(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2abc,GPU-0")
     assert detect_hardware(2, "cuda").gpu.name == "h100-sxm"
+
+
+@pytest.mark.parametrize(
+    ("visible", "first"),
+    [
+        ("MIG-11-uuid", "MIG-11-uuid"),
+        ("MIG-11", "MIG-11-uuid"),
+        ("MIG-GPU-1abc/2/0", "MIG-11-uuid"),
+        ("MIG-10-uuid,MIG-11", "MIG-10-uuid"),
+        ("1", "MIG-10-uuid"),
+        ("GPU-1", "MIG-10-uuid"),
+        (None, "MIG-00-uuid"),
+    ],
+)
+def test_a_slice_of_a_gpu_has_its_own_memory(monkeypatch, visible, first):
+    """Named by its UUID, by its old name, or the first one of its GPU."""
+    nvml = fake_nvml([H100, H100], slices=[1] if visible else [0, 1])
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    gpu = detect_hardware(1, "cuda").gpu
+    assert (gpu.name, gpu.memory_bytes) == (f"{H100} MIG 3g.40gb", 40 * GIB)
+    assert visible_gpus(nvml)[0].names[0] == first
+
+
+@pytest.mark.parametrize("names", [[H100], ["NVIDIA GB10"]])
+def test_memory_shared_with_the_host(monkeypatch, names):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml = fake_nvml(names, memory=NotSupportedError("Not Supported"))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    host = detect_hardware(1, "cpu").host_memory_bytes
+    gpu = detect_hardware(1, "cuda").gpu
+    if names == [H100]:
+        assert gpu.memory_bytes == min(host, load_hardware("h100", 1).gpu.memory_bytes)
+    else:
+        assert gpu.memory_bytes == host and "memory shared with the host" in gpu.source
 
 
 def test_an_unknown_gpu_is_measured_all_the_same(monkeypatch, caplog):

@@ -181,7 +181,8 @@ def test_down_to_the_rung_that_fits_and_no_further(tmp_path):
             checkpoint(tmp_path, 5)
         fits = tried[-1][0] <= fitting
         return Trained(
-            message="" if fits else "The run stopped (oom): x. Lower micro_batch_size and",
+            message="" if fits else "The run stopped (oom): x.",
+            advice="" if fits else "Lower micro_batch_size and",
             document={"outcome": "ok" if fits else "oom"},
         )
 
@@ -201,8 +202,8 @@ def test_down_to_the_rung_that_fits_and_no_further(tmp_path):
     ladder = ladder_below(plan, MODEL, WORKLOAD, H100)
     ended = train_down(request_of(tmp_path, plan), ladder, io.StringIO(), run=run)
     assert len(tried) == 1 + 1 + 4  # every rung, and no more
-    assert ended.message.startswith("The run stopped (oom): x. Nothing further down")
-    assert "Lower micro_batch_size" not in ended.message
+    assert ended.message == "The run stopped (oom): x."
+    assert ended.advice.startswith("Nothing further down keeps this run's checkpoints.")
     tried = tried[:1]
     ended = train_down(request_of(tmp_path, plan), None, io.StringIO(), run=run)
-    assert len(tried) == 2 and "Lower micro_batch_size" in ended.message
+    assert len(tried) == 2 and ended.advice == "Lower micro_batch_size and"

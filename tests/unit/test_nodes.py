@@ -1,5 +1,6 @@
 """Launches over several hosts: the wire between them, and who may join."""
 
+import resource
 import signal
 import socket
 import subprocess
@@ -332,8 +333,13 @@ def test_a_rank_of_another_host_is_a_rank_as_any_other(tmp_path: Path) -> None:
             until(lambda: there.state() == "T")
             there.signal(signal.SIGCONT)
             until(lambda: there.state() != "T")
+            limit = 64 * 2**20
+            resource.prlimit(there.pid, resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+            time.sleep(0.5)  # its host looks ten times a second
             there.signal(signal.SIGTERM)
             assert there.wait(10) == -signal.SIGTERM and there.state() is None
+            left = there.memory_left()
+            assert left is not None and limit / 2 < left < limit
         with launched(leader, tmp_path, AUTOTUNE_TEST="fails"):
             until(lambda: (tmp_path / rank_result_file(1)).exists())
             result = read_message(RankResult, tmp_path / rank_result_file(1))

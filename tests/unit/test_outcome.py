@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,7 @@ from autotune.trial.protocol import (
     AccumulationResult,
     ModelSource,
     Outcome,
+    Phase,
     RankError,
     RankResult,
     Rehearsal,
@@ -21,9 +25,12 @@ from autotune.trial.protocol import (
     Rung,
     RungResult,
 )
+from autotune.trial.ranks import LocalRank
+from autotune.trial.verdict import Ended
 from autotune.trial.verdict import conclude as conclude_launch
 from autotune.trial.watch import Rank
 
+MIB = 2**20
 PLAN = Plan(strategy="ddp", engine=Engine.DDP, dp_replicate=2)
 
 
@@ -192,8 +199,10 @@ def test_interval_of_a_median():
 # The cause of a failed launch
 
 
-def ended_rank(number: int, code: int, *, alive_at: float, ended_at: float | None) -> Rank:
-    process = SimpleNamespace(returncode=code)
+def ended_rank(
+    number: int, code: int, *, alive_at: float, ended_at: float | None, left: int | None = None
+) -> Rank:
+    process = SimpleNamespace(returncode=code, memory_left=lambda: left)
     return Rank(number=number, process=process, alive_at=alive_at, ended_at=ended_at)  # type: ignore[arg-type]
 
 
@@ -202,9 +211,11 @@ def said(outcome: Outcome, message: str, time_s: float) -> RankError:
 
 
 def conclude(
-    ranks: list[Rank], results: list[RankResult], host_oom: bool = False, limited: bool = False
+    ranks: list[Rank], results: list[RankResult], host_oom: bool = False, limit: int | None = None
 ):
-    return conclude_launch(ranks, results, None, 1.0, host_out_of_memory=host_oom, limited=limited)
+    return conclude_launch(
+        ranks, results, None, 1.0, host_out_of_memory=host_oom, memory_limit_bytes=limit
+    )
 
 
 def silent(rank: int) -> RankResult:
@@ -245,10 +256,59 @@ def test_sigkill_with_a_kernel_oom_kill_is_host_memory():
     assert conclude(ranks, [silent(0)], host_oom=False).outcome is Outcome.CRASHED
 
 
-def test_an_abort_under_a_memory_limit_is_out_of_memory():
-    ranks = [ended_rank(0, -6, alive_at=1.0, ended_at=1.1)]
-    assert conclude(ranks, [silent(0)], limited=True).outcome is Outcome.OOM
-    assert conclude(ranks, [silent(0)], limited=False).outcome is Outcome.CRASHED
+@pytest.mark.parametrize("code", [-6, -11])
+def test_a_native_death_is_out_of_memory_near_the_limit_alone(code: int):
+    def ended(left: int | None, limit: int | None = 800 * MIB) -> Ended:
+        rank = ended_rank(0, code, alive_at=1.0, ended_at=1.1, left=left)
+        return conclude([rank], [silent(0)], limit=limit)
+
+    near, far = ended(99 * MIB), ended(101 * MIB)  # an eighth of the limit
+    assert near.outcome is Outcome.OOM and near.phase is Phase.LOAD
+    assert near.message.endswith("with 99.0 MiB left below its memory limit, as native code is "
+                                 "that gets none")  # fmt: skip
+    assert far.outcome is Outcome.CRASHED
+    assert far.message.endswith("101.0 MiB left below its memory limit: a crash, not for want of "
+                                "memory")  # fmt: skip
+    assert ended(-1).outcome is Outcome.OOM, "a limit put on what was taken already"
+    assert ended(15 * MIB, limit=None).outcome is Outcome.OOM  # a limit of the shell's
+    assert ended(17 * MIB, limit=None).outcome is Outcome.CRASHED
+    unseen = ended(None)
+    assert unseen.outcome is Outcome.CRASHED and "memory" not in unseen.message
+
+
+def test_another_signal_is_a_crash_however_little_was_left():
+    rank = ended_rank(0, -15, alive_at=1.0, ended_at=1.1, left=0)
+    assert conclude([rank], [silent(0)], limit=MIB).outcome is Outcome.CRASHED
+
+
+LIMITED = """
+import mmap, os, resource, signal, sys, time
+status = open("/proc/self/status").read()
+taken = int(status.partition("VmData:")[2].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (taken + 256 * 2**20, resource.RLIM_INFINITY))
+held = mmap.mmap(-1, int(sys.argv[1]) * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+print("there", flush=True)
+time.sleep(float(sys.argv[2]))
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+@pytest.mark.parametrize(
+    ("taken_mib", "outcome"), [(240, Outcome.OOM), (100, Outcome.CRASHED)]
+)  # fmt: skip
+def test_what_a_process_had_left_is_seen_before_it_dies(taken_mib: int, outcome: Outcome):
+    with subprocess.Popen(
+        [sys.executable, "-c", LIMITED, str(taken_mib), "1"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"there\n"
+        rank = Rank(number=0, process=LocalRank(process), alive_at=1.0)
+        while rank.process.poll() is None:
+            time.sleep(0.02)
+    rank.ended_at = 1.1
+    left = rank.process.memory_left()
+    assert left is not None and abs(left - (256 - taken_mib) * MIB) < 4 * MIB
+    ended = conclude([rank], [silent(0)], limit=256 * MIB)
+    assert ended.outcome is outcome and "SIGSEGV" in ended.message
 
 
 def test_an_abort_after_a_complete_result_is_a_note():

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from autotune.cli import main, search
+from autotune.cli import main
+from autotune.cli.search_contract import contract_of
+from autotune.cli.search_flags import add_arguments
 from autotune.plan import Recompute
 from autotune.planner import enumerate_plans, make_plan
 from autotune.report.answer import explain, find_answer
@@ -35,9 +37,9 @@ def contract(tmp_path):
         file = tmp_path / "mine.yml"
         file.write_text(AXOLOTL.format(engine=engine))
         parser = argparse.ArgumentParser()
-        search.add_arguments(parser)
+        add_arguments(parser)
         given = ["--from", str(file), "--device", "cpu", *flags]
-        made, strategies = search._contract(parser.parse_args(given))
+        made, strategies = contract_of(parser.parse_args(given))
         plans = enumerate_plans(
             made.model, made.workload, made.hardware, strategies,
             micro_batches=made.micro_batches, cp_degrees=made.cp_degrees,

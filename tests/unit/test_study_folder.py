@@ -199,18 +199,19 @@ def test_one_search_at_a_time(tmp_path):
 def test_the_study_says_how_long_its_synthetic_documents_are(
     flags, tokens, words, tmp_path, monkeypatch
 ):
-    from autotune.cli import search
+    from autotune.cli.search_contract import contract_of, contract_words
+    from autotune.cli.search_flags import add_arguments
 
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("some words\n")
     parser = argparse.ArgumentParser()
-    search.add_arguments(parser)
+    add_arguments(parser)
     args = "--model tiny-qwen3 --gpus 2 --device cpu --seq-len 512".split()
-    contract, _ = search._contract(parser.parse_args([*args, *flags]))
+    contract, _ = contract_of(parser.parse_args([*args, *flags]))
     open_study(Path("study"), contract)
     held = json.loads(Path("study/study.json").read_text())
     assert held["workload"]["mean_document_tokens"] == tokens
-    assert words in search._contract_words(contract, Path("study"), False, 3)
+    assert words in contract_words(contract, Path("study"), False, 3)
 
 
 def test_large_data_is_read_once(tmp_path, monkeypatch):

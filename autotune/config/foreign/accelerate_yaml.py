@@ -151,8 +151,8 @@ def _mesh(found: Translated, kind: str, sizes: Mapping[str, int]) -> None:
         found.keys["context_parallel_size"] = cp
     if sizes.get("cp_size", 1) > 1:
         found.warnings.append(
-            "cp_size is torch's context parallelism in accelerate; it is read as Ulysses. Add "
-            "ring_attn_func: batch_ring for ring attention."
+            "cp_size is torch's context parallelism in accelerate; it is read as Ulysses. With "
+            "--sequence-parallel-by ring it is read as ring attention."
         )
 
 

@@ -12,9 +12,11 @@ from autotune.config.foreign.accelerate_yaml import translate_accelerate
 from autotune.config.foreign.deepspeed_json import translate_deepspeed
 from autotune.config.foreign.recognise import FileKind, recognise
 from autotune.config.foreign.translated import Translated
+from autotune.config.layout import RING_FUNCTIONS
 from autotune.config.reading import read_json_mapping, read_text, read_yaml_mapping
 from autotune.config.run import RunConfig, read_config
 from autotune.errors import AutotuneError
+from autotune.plan import CpBackend
 from autotune.spec.model import load_model
 from autotune.spec.training import TrainSettings
 
@@ -31,6 +33,7 @@ class StartingPoint:
     micro_batch_size: int | None = None
     grad_accum_steps: int | None = None
     gradient_checkpointing: bool | None = None
+    sequence_parallel_by: CpBackend | None = None
 
     def keys(self) -> dict[str, Any]:
         """Return what is said, as keys that go over the file's."""
@@ -92,13 +95,16 @@ def load_any(path: Path, start: StartingPoint | None = None, *, any_family: bool
         found = translate_deepspeed(values, where, hidden_size=hidden_size, num_gpus=start.num_gpus)
     keys = found.keys | start.keys()
     _state_what_is_open(found, keys, where, kind)
+    _split_sequences_by(start.sequence_parallel_by, keys, where)
     block = {"num_gpus": found.num_gpus, "device": found.device}
     keys["autotune"] = {key: value for key, value in block.items() if value is not None}
     if found.warnings:
         _LOG.warning("%s", "\n".join(found.warnings))
+    config = read_config(keys, path, any_family=any_family)
+    _check_split(start.sequence_parallel_by, config, where)
     return Loaded(
         kind=kind,
-        config=read_config(keys, path, any_family=any_family),
+        config=config,
         num_gpus=found.num_gpus,
         keys=keys,
         warnings=tuple(found.warnings),
@@ -109,7 +115,9 @@ def _axolotl(
     path: Path, values: dict[str, Any], start: StartingPoint, *, any_family: bool
 ) -> Loaded:
     keys = values | start.keys()
+    _split_sequences_by(start.sequence_parallel_by, keys, str(path))
     config = read_config(keys, path, any_family=any_family)
+    _check_split(start.sequence_parallel_by, config, str(path))
     num_gpus = start.num_gpus or config.num_gpus
     return Loaded(kind=FileKind.AXOLOTL, config=config, num_gpus=num_gpus, keys=keys)
 
@@ -143,3 +151,34 @@ def _state_what_is_open(
     if missing:
         said = ", ".join(f"{key}: {str(value).lower()}" for key, value in missing.items())
         found.warnings.append(f"{where}: {kind} does not say, assumed: {said}.")
+
+
+def _split_sequences_by(backend: CpBackend | None, keys: dict[str, Any], where: str) -> None:
+    """Write what was said of the split into the keys, over what they say."""
+    if backend is None:
+        return
+    degrees = (keys.get(key) for key in ("context_parallel_size", "sequence_parallel_degree"))
+    if all(degree in (None, 1) for degree in degrees):
+        raise AutotuneError(
+            f"--sequence-parallel-by {backend}: {where} splits no sequences. Leave the flag out, "
+            "or give the file a sequence-parallel degree."
+        )
+    if backend is CpBackend.RING:
+        keys["ring_attn_func"] = RING_FUNCTIONS[bool(keys.get("sample_packing"))]
+    else:
+        for key in ("ring_attn_func", "heads_k_stride"):
+            keys.pop(key, None)
+
+
+def _check_split(backend: CpBackend | None, config: RunConfig, where: str) -> None:
+    """Refuse Ulysses for heads it cannot split: without the flag such a file is the ring's.
+
+    Raises:
+        AutotuneError: it was asked for, and the heads are not enough.
+    """
+    layout = config.layout
+    if backend is CpBackend.ULYSSES and layout.cp > 1 and layout.cp_backend is not backend:
+        raise AutotuneError(
+            f"--sequence-parallel-by {backend}: {where} splits sequences over {layout.cp}, which "
+            f"does not divide the heads of {config.model.name}. Use ring, or another degree."
+        )

@@ -31,6 +31,7 @@ def local_files(source: DatasetSource) -> list[Path] | None:
     try:
         return _local_files(source)
     except (OSError, RuntimeError, ValueError, IndexError) as error:
+        # Too long, an unknown ~user or a loop of links, a NUL, and a pattern such as "**x".
         raise AutotuneError(
             f"The data {source.path[:200]!r} cannot be looked for: {error}. Check path and "
             "data_files."

@@ -38,7 +38,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"profiles": _trace(request["config"], request["keys"])}
     except AutotuneError as error:
         return {"error": str(error)}
-    except Exception as error:  # the process edge
+    except Exception as error:  # a model's own code may raise anything; the next is still asked for
         return {"failure": f"{type(error).__name__}: {error}"}
 
 

@@ -264,7 +264,8 @@ class _Serving:
                 continue
             self._tell_files(launch)  # what it wrote last
             launch.ended.add(number)
-            self._send("exit", rank=number, code=code, lost=rank.lost())
+            left = rank.memory_left()
+            self._send("exit", rank=number, code=code, lost=rank.lost(), memory_left=left)
         stopped: dict[int, str | None] = {
             number: state for number, state in states.items() if state in _STOPPED
         }

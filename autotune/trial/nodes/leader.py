@@ -66,7 +66,7 @@ class Leader:
         self._hosts.open()
         try:
             self._hosts.wait_for_all(self._join_limit_s)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the hosts that joined are let go
             self.close()
             raise
         return self

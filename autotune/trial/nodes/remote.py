@@ -14,6 +14,7 @@ from autotune.errors import NothingFitsError
 from autotune.trial.nodes.wire import Wire, WireClosed
 from autotune.trial.protocol import (
     Outcome,
+    Phase,
     RankError,
     RankResult,
     Request,
@@ -143,7 +144,9 @@ class RemoteHost:
             case "started" if message["rank"] in self.ranks:
                 self.ranks[message["rank"]].pid = message["pid"]
             case "exit" if message["rank"] in self.ranks:
-                self.ranks[message["rank"]].end(message["code"], lost=message["lost"])
+                self.ranks[message["rank"]].end(
+                    message["code"], lost=message["lost"], memory_left=message["memory_left"]
+                )
             case "built":
                 self.built = message["why_not"]
 
@@ -170,17 +173,20 @@ class RemoteHost:
         for number, rank in self.ranks.items():
             if rank.returncode is None and self.folder is not None:
                 path = self.folder / rank_result_file(number)
-                if not path.exists() or not read_message(RankResult, path).complete:
-                    write_message(self._lost_result(number, heard_at), path)
+                said = read_message(RankResult, path) if path.exists() else None
+                if said is None or not said.complete:
+                    phase = said.phase if said else Phase.LOAD
+                    write_message(self._lost_result(number, heard_at, phase), path)
             rank.end(_LOST_CODE)
 
-    def _lost_result(self, number: int, heard_at: float) -> RankResult:
+    def _lost_result(self, number: int, heard_at: float, phase: Phase) -> RankResult:
         message = f"rank {number} was lost with its host, {self.name}: {self.lost}"
         return RankResult(
             launch_id=self.launch_id,
             rank=number,
             world_size=self.world_size,
             complete=True,
+            phase=phase,
             error=RankError(
                 outcome=Outcome.CRASHED, message=message, traceback="", time_s=heard_at
             ),
@@ -198,12 +204,13 @@ class RemoteRank:
         """On its host; 0 until that said so."""
         self.returncode: int | None = None
         self._lost: str | None = None
+        self._memory_left: int | None = None
         self.last_state: str | None = "R"
 
-    def end(self, code: int, *, lost: str | None = None) -> None:
-        """Note its exit code and what its host says of `RankProcess.lost`; the first counts."""
+    def end(self, code: int, *, lost: str | None = None, memory_left: int | None = None) -> None:
+        """Note its exit code and what its host says of it (`RankProcess`); the first counts."""
         if self.returncode is None:
-            self._lost = lost
+            self._lost, self._memory_left = lost, memory_left
             self.returncode = code
             self._ended.set()
 
@@ -223,6 +230,10 @@ class RemoteRank:
         """Wait until its host says that it ended."""
         self._ended.wait(timeout_s)
         return self.returncode
+
+    def memory_left(self) -> int | None:
+        """Return what its host saw of it last."""
+        return self._memory_left
 
     def lost(self) -> str | None:
         """Say how the fork server of its host died, where that ended it."""

@@ -1,15 +1,18 @@
-"""After out-of-memory: the next configuration down at the same global batch, from the checkpoint.
+"""The rungs below a plan, at the same global batch.
 
 The order is that of Axolotl's guide: a smaller micro batch with more accumulation, recomputation,
 offload. Every rung keeps engine, stage and layout, because checkpoints do not cross them.
+
+Which comes next depends on what ran out: a step needs less on each of them, loading only where
+another part of the states is on the device, evaluation with a smaller batch of its own, saving on
+none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from autotune.config import LadderRung, fallback_ladder
 from autotune.errors import AutotuneError
@@ -20,11 +23,7 @@ from autotune.rules import check_plan
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
-from autotune.training import Trained, TrainLog, train, write_run_file
-from autotune.trial.checkpoint import IDENTITY_FILE, checkpoints_of, is_whole, step_of
-from autotune.trial.protocol import LOG_FILE, Outcome, Request
-from autotune.trial.ranks import Starter
-from autotune.trial.run_log import cut_log
+from autotune.trial.protocol import Phase
 from autotune.units import format_bytes
 
 
@@ -37,6 +36,18 @@ class Step:
     """Against the plan before it."""
     freed_bytes: int | None
     """On each device, predicted; None where nothing could be predicted."""
+    eval_batch_size: int | None = None
+    """Where evaluation ran out: what it goes on with."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        lowered = self.eval_batch_size
+        return {
+            "plan": self.plan.to_dict(),
+            "change": self.change,
+            "freed_bytes": self.freed_bytes,
+            **({} if lowered is None else {"eval_batch_size": lowered}),
+        }
 
     def words(self) -> str:
         """Say the change and what it brings: ``micro batch 2 instead of 4 frees 11.30 GiB``."""
@@ -53,23 +64,46 @@ class Ladder:
     workload: Workload
     hardware: HardwareSpec
     rungs: list[Plan]
-    taken: list[Step] = field(default_factory=list)
 
-    def next(self, failed: Plan) -> Step | None:
+    def next(
+        self, failed: Plan, phase: Phase = Phase.STEP, eval_batch_size: int = 1
+    ) -> Step | None:
         """Return the next rung that is predicted to need less than the one that failed.
 
         A prediction may be wrong in size; a rung is skipped only where it frees nothing.
+
+        Args:
+            failed: What ran out of memory.
+            phase: What it was at then.
+            eval_batch_size: Sequences of its evaluation steps, on each data-parallel rank.
         """
+        if phase is Phase.SAVE:
+            return None
+        if phase is Phase.EVALUATE and eval_batch_size > 1:
+            half = eval_batch_size // 2
+            change = f"eval_batch_size {half} instead of {eval_batch_size}"
+            return Step(plan=failed, change=change, freed_bytes=None, eval_batch_size=half)
+        if phase is not Phase.STEP:
+            self._offload_from(failed)
         while self.rungs:
             plan = self.rungs.pop(0)
             freed = self._freed_bytes(failed, plan)
             if freed is None or freed > 0:
-                step = Step(plan=plan, change=_change(failed, plan), freed_bytes=freed)
-                self.taken.append(step)
-                return step
+                return Step(plan=plan, change=_change(failed, plan), freed_bytes=freed)
         return None
 
-    def beyond(self, failed: Plan) -> str:
+    def _offload_from(self, failed: Plan) -> None:
+        """Leave the rungs that load less than the plan: itself with offload, and those below it."""
+        less = []
+        for plan in () if failed.offload_params else (failed, *self.rungs):
+            less += [plan] if plan.offload_params else _offloaded(plan, self.hardware)
+        self.rungs = [
+            plan
+            for plan in dict.fromkeys(less)
+            if not check_plan(plan, self.model, self.workload, self.hardware)
+        ]
+
+    def beyond(self, failed: Plan, phase: Phase = Phase.STEP) -> str:
         """Say what would free more and why the run cannot go on there by itself."""
         changes = legal_changes(self.model, self.workload, failed, self.hardware)
         others = [change for change in changes if _another_checkpoint(failed, change.plan)]
@@ -79,6 +113,8 @@ class Ladder:
         except AutotuneError:
             found = []
         start = "Nothing further down keeps this run's checkpoints."
+        if phase is Phase.LOAD:
+            start = "No rung further down loads less."
         if not found:
             return f"{start} Use more GPUs, a shorter sequence_len or an adapter, from the start."
         best = found[0]
@@ -128,108 +164,6 @@ def ladder_below(
     below += _offloaded(lowest, hardware)
     legal = [rung for rung in below if not check_plan(rung, model, workload, hardware)]
     return Ladder(model=model, workload=workload, hardware=hardware, rungs=legal)
-
-
-def train_down(
-    request: Request,
-    ladder: Ladder | None,
-    stream: TextIO,
-    starter: Starter | None = None,
-    *,
-    run: Callable[[Request, TrainLog, Starter | None], Trained] = train,
-) -> Trained:
-    """Train; after each out-of-memory go a rung down and on from the last checkpoint.
-
-    Args:
-        request: Of the run.
-        ladder: Where to go; None stops at the first out-of-memory.
-        stream: Where the log is shown.
-        starter: As in `autotune.training.train`.
-        run: What trains.
-    """
-    older = _later_checkpoints(request)
-    while True:
-        assert request.train is not None
-        resumed = request.train.resume_from
-        step = step_of(Path(resumed)) if resumed else None
-        log = TrainLog(Path(request.out_dir), stream, step)
-        log.announce(request)
-        ended = run(request, log, starter)
-        taken = [] if ladder is None else ladder.taken
-        ended.document["ladder"] = [
-            {"plan": each.plan.to_dict(), "change": each.change, "freed_bytes": each.freed_bytes}
-            for each in taken
-        ]
-        write_run_file(Path(request.out_dir), ended.document)
-        if ladder is None or not _out_of_memory(ended, request):
-            return ended
-        failed = request.plan_object()
-        next_step = ladder.next(failed)
-        if next_step is None:
-            stopped = ended.message.partition(" Lower micro_batch_size")[0]
-            return replace(ended, message=f"{stopped} {ladder.beyond(failed)}")
-        request = lowered(request, next_step.plan, older)
-        stream.write(f"Out of memory. Next: {next_step.words()}; {_from_where(request)}.\n")
-
-
-def lowered(request: Request, plan: Plan, older: Mapping[Path, int] | None = None) -> Request:
-    """Return the request of a rung below: from the last whole checkpoint, if there is one.
-
-    Without one the run starts again, and the log of the steps before is set aside.
-
-    Args:
-        request: Of the run that ran out of memory.
-        plan: Of the rung.
-        older: What `_later_checkpoints` found before the run.
-    """
-    assert request.train is not None
-    out_dir = Path(request.out_dir)
-    still_there = {path for path, time in (older or {}).items() if _written_at(path) == time}
-    whole = [p.resolve() for _, p in checkpoints_of(out_dir) if is_whole(p)]
-    own = [path for path in whole if path not in still_there]
-    checkpoint = str(own[-1]) if own else request.train.resume_from or ""
-    if not checkpoint:
-        cut_log(out_dir / LOG_FILE, -1)
-    changes: dict[str, Any] = {"resume_from": checkpoint or None}
-    if request.train.eval_batch_size is not None:
-        size = min(request.train.eval_batch_size, plan.micro_batch_size)
-        changes["eval_batch_size"] = size
-    settings = request.train.model_copy(update=changes)
-    return request.model_copy(update={"plan": plan.to_dict(), "train": settings})
-
-
-def _later_checkpoints(request: Request) -> dict[Path, int]:
-    """Return the checkpoints after the one the user goes on from, and when they were written.
-
-    The ranks set them aside at the first step; out of memory before it, they are still there, and
-    the run would go on from what was to be trained anew.
-    """
-    assert request.train is not None
-    if request.train.resume_from is None:
-        return {}
-    step = step_of(Path(request.train.resume_from))
-    found = checkpoints_of(Path(request.out_dir))
-    return {path.resolve(): _written_at(path) for later, path in found if later > step}
-
-
-def _written_at(checkpoint: Path) -> int:
-    """Return the time its last file was written, in ns; 0 where it is not whole or not there."""
-    file = checkpoint / IDENTITY_FILE
-    return file.stat().st_mtime_ns if file.is_file() else 0
-
-
-def _from_where(request: Request) -> str:
-    assert request.train is not None
-    if request.train.resume_from is None:
-        return "there is no checkpoint yet, so it starts again"
-    return f"it goes on from {Path(request.train.resume_from).name}"
-
-
-def _out_of_memory(ended: Trained, request: Request) -> bool:
-    outcome = ended.document.get("outcome")
-    # On CPU ranks the device is the host: what the kernel kills there is the ranks' own.
-    host = outcome == Outcome.HOST_OOM and request.device == "cpu"
-    return outcome == Outcome.OOM or host
 
 
 def _at(plan: Plan, rung: LadderRung) -> Plan:
