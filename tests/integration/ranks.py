@@ -134,7 +134,9 @@ def forking_starter() -> ForkServer | None:
 
 def run_well(request: Request) -> Ended:
     """Run to the end, or fail the test with the rank's last words."""
-    ended = run(request, starter=_SERVERS[-1]) if _SERVERS else run(request)
+    # One thread a rank, however many ranks: another environment would start the server anew.
+    forked = {"starter": _SERVERS[-1], "environment": {"OMP_NUM_THREADS": "1"}} if _SERVERS else {}
+    ended = run(request, **forked)
     logs = "\n".join(
         log.read_text(errors="replace")[-2000:] for log in Path(request.out_dir).glob("rank-*.log")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,13 +142,19 @@ def test_train_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
     assert fingerprints(tmp_path) == before
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """A study as the command writes it, stopped before its first launch."""
-    folder = tmp_path / "study"
-    done = autotune(*words_of(tmp_path, folder), "--budget", "0.001s")
-    assert (folder / "study.json").exists(), done.stderr
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and its study as the command writes it, stopped before its first launch."""
+    folder = tmp_path_factory.mktemp("begun")
+    done = autotune(*words_of(folder, folder / "study"), "--budget", "0.001s")
+    assert (folder / "study" / "study.json").exists(), done.stderr
     return folder
+
+
+@pytest.fixture
+def study(begun: Path, tmp_path: Path) -> Path:
+    """The test's own copy of the study."""
+    return shutil.copytree(begun / "study", tmp_path / "study")
 
 
 def words_of(tmp_path: Path, folder: Path, *more: str) -> list[str]:
