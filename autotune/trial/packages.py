@@ -30,6 +30,8 @@ def _needed(workload: Workload) -> dict[str, str]:
     needed: dict[str, str] = {}
     if workload.liger:
         needed |= dict.fromkeys(("liger_kernel", "triton"), "Liger")
+    if workload.fp8:
+        needed["torchao"] = "fp8"
     if workload.adapter is not None and workload.adapter.base_storage is not None:
         needed["bitsandbytes"] = "A base in 4 bits (load_in_4bit, --adapter qlora)"
     if workload.optimizer in EIGHT_BIT:
