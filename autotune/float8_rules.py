@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autotune.plan import Engine, Plan, Recompute
-from autotune.spec.float8 import STEP, float8_projections
+from autotune.spec.float8 import STEP, num_float8_projections
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Precision, Workload
@@ -45,7 +45,7 @@ def _shapes_fit(
 ) -> _Broken:
     if not workload.fp8:
         return None
-    if not float8_projections(model):
+    if not num_float8_projections(model):
         return (
             f"fp8 with {model.name}: no projection has two sides that are multiples of {STEP}, as "
             "products of 8-bit floats need.",

@@ -34,16 +34,29 @@ def apply_float8(model: Any, workload: Workload, device: str) -> None:
     """
     if not workload.fp8 or workload.fp8_all_gather:
         return
+    put_in_float8(model, emulate=device == "cpu", on_cpu=device == "cpu")
+
+
+def put_in_float8(model: Any, *, emulate: bool, on_cpu: bool) -> None:
+    """Replace a model's projections; what is traced and what is trained get the same.
+
+    Args:
+        model: Not yet wrapped by an engine.
+        emulate: Multiply in fp32, for want of float8 products.
+        on_cpu: Its tensors are the CPU's, real or not.
+
+    Raises:
+        AutotuneError: torchao is not installed.
+    """
     torchao = import_torchao()
     chosen = projections(model)
     torchao.convert_to_float8_training(
         model,
-        config=_config(torchao, workload, device),
+        config=torchao.Float8LinearConfig(emulate=emulate),
         module_filter_fn=lambda module, name: name in chosen,
     )
-    if device == "cpu":
-        for name in chosen:
-            model.get_submodule(name).register_forward_pre_hook(_cast_as_autocast_does)
+    for name in chosen if on_cpu else ():
+        model.get_submodule(name).register_forward_pre_hook(_cast_as_autocast_does)
 
 
 def gather_in_float8(trainer: Any, workload: Workload, device: str) -> None:
@@ -63,16 +76,12 @@ def gather_in_float8(trainer: Any, workload: Workload, device: str) -> None:
     chosen = projections(trainer.model)
     accelerator = trainer.accelerator
     accelerator.ao_recipe_handler = AORecipeKwargs(
-        config=_config(torchao, workload, device),
+        config=torchao.Float8LinearConfig(
+            emulate=device == "cpu", enable_fsdp_float8_all_gather=True
+        ),
         module_filter_func=lambda module, name: name in chosen,
     )
     accelerator.has_fp8_handler = True
-
-
-def _config(torchao: Any, workload: Workload, device: str) -> Any:
-    return torchao.Float8LinearConfig(
-        emulate=device == "cpu", enable_fsdp_float8_all_gather=workload.fp8_all_gather
-    )
 
 
 def import_torchao() -> Any:

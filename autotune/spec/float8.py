@@ -8,11 +8,9 @@ STEP = 16
 """Sides of a weight, and tokens of a micro-batch on GPUs, are multiples of it (``torch._scaled_mm``
 takes no others)."""
 
-Shape = tuple[int, int]
 
-
-def float8_projections(model: ModelSpec) -> list[tuple[Shape, int]]:
-    """Return the shapes (inputs, outputs) in float8, and how many of each the model has.
+def float8_counts(model: ModelSpec) -> list[tuple[int, int]]:
+    """Return, by place in `ModelSpec.projections`, how many of a shape are in float8.
 
     The layers' linear modules but the first of the model, which accelerate leaves as it is, with
     the output head (``accelerate/utils/ao.py``, ``find_first_last_linear_layers``). Experts are
@@ -22,10 +20,10 @@ def float8_projections(model: ModelSpec) -> list[tuple[Shape, int]]:
     for place, (shape, count) in enumerate(model.projections):
         left = count - 1 if place == 0 else count
         if left and not any(side % STEP for side in shape):
-            found.append((shape, left))
+            found.append((place, left))
     return found
 
 
 def num_float8_projections(model: ModelSpec) -> int:
     """Return how many projections of a model are in float8."""
-    return sum(count for _, count in float8_projections(model))
+    return sum(count for _, count in float8_counts(model))
