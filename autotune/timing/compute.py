@@ -62,8 +62,8 @@ class Rates:
 
         Assumed, for want of any measurement: the share of the float8 peak is that of other
         products, and each operand is read twice in the compute type (its largest value, then the
-        cast) and written and read once in float8, by streaming kernels. Eager torchao casts by way
-        of fp32 copies, which is more; compiled, that is what is left.
+        cast) and written once in float8, by streaming kernels. Eager torchao casts by way of fp32
+        copies, which is more.
         """
         rows = np.asarray(rows, float)
         peak = self.hardware.gpu.fp8_flops

@@ -31,6 +31,7 @@ pytestmark = [
 ]
 
 from autotune.runner.float8 import apply_float8, float8_fault, import_torchao  # noqa: E402
+from tests.integration.test_memory_peak import train  # noqa: E402
 
 FP8 = Workload(seq_len=64, global_batch_size=8, optimizer="sgd", precision="fp32", fp8=True)
 
@@ -151,39 +152,43 @@ def test_a_projection_saves_its_input_as_it_came(dtype, autocast):
     assert saved_bytes(model, autocast) == before
 
 
-PEAK_TOLERANCE = 0.03
-"""As `test_memory_peak`."""
+PEAK_TOLERANCE = 0.01
+"""The trace is of the model's own code: of the cases here it was 0.02% off at most."""
 
 
-@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP32])
-@pytest.mark.parametrize("recompute", list(Recompute))
+@pytest.mark.parametrize(
+    ("precision", "recompute"),
+    [
+        (Precision.BF16, Recompute.NONE),
+        pytest.param(Precision.FP32, Recompute.FULL, marks=pytest.mark.slow),
+        pytest.param(Precision.BF16, Recompute.FULL, marks=pytest.mark.slow),
+        pytest.param(Precision.FP32, Recompute.NONE, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("one_thread")
-def test_the_estimated_peak_is_that_of_one_process(precision, recompute):
+def test_the_estimated_peak_is_that_of_one_process(precision, recompute, monkeypatch):
     """With the copies of the casts and of the emulation, traced from torchao's own code."""
-    spec = load_model("tiny-qwen3")
-    changes = {"seq_len": 192, "global_batch_size": 2, "precision": precision, "packing": False}
-    workload = FP8.model_copy(update=changes)
-    plan = Plan(strategy="ddp", engine=Engine.DDP, micro_batch_size=2, recompute=recompute)
+    few_words = load_model("tiny-qwen3").hf_config | {"vocab_size": 128}  # the peak is in a layer
+    spec = model_from_config("few-words", few_words)
+    workload = Workload(
+        seq_len=768, global_batch_size=4, precision=precision, packing=False, fp8=True
+    )
+    plan = Plan(
+        strategy="ddp", engine=Engine.DDP, micro_batch_size=2, grad_accum_steps=2,
+        recompute=recompute,
+    )  # fmt: skip
+    plain = transformers.AutoModelForCausalLM.from_config
 
-    def train():
-        model = build(spec.hf_config, attention="sdpa").train()
+    def with_float8(*args, **options):
+        model = plain(*args, **options)
         apply_float8(model, workload, "cpu")
-        if recompute is Recompute.FULL:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        ids = torch.zeros(2, 192, dtype=torch.long)
-        for _ in range(2):
-            bf16 = precision is Precision.BF16
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
-                positions = torch.arange(192).expand_as(ids)
-                logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-            flat = logits.float().flatten(0, 1)
-            del logits
-            torch.nn.functional.cross_entropy(flat, ids.flatten(), reduction="sum").backward()
-            del flat
-            model.zero_grad()
+        return model
 
-    real = allocator_peak(train)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", with_float8)
+    real = allocator_peak(lambda: train(spec, workload, plan))
     found = estimate_memory(spec, workload, plan, load_hardware("cpu", 1))
+    assert found.peak_instant not in ("loss", "later_loss")
+    # This process has no group, so nothing wraps the model.
     predicted = found.allocator_bytes - found.components["buckets"]
     print(f"predicted {predicted}, real {real}, {found.peak_instant}")
     assert predicted == pytest.approx(real, rel=PEAK_TOLERANCE)
