@@ -87,6 +87,8 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
     elif job.workload.fp8:
         said |= _FLOAT8
     unsaid = lost_plan_keys(plan, _LOST[plan.engine]) | training_keys(job, said)
+    if "fp8" in said and job.workload.precision is Precision.FP32:
+        unsaid["bf16"] = False  # its fp8 computes the rest in bf16
     warnings += cannot_say("accelerate's file", unsaid, _SCRIPT)
     lines = [f"{job.model.name} on {plan.world_size} ranks, {plan.describe()}.", *warnings]
     return Exported(

@@ -8,7 +8,7 @@ from torch import nn
 
 from autotune.plan import Engine
 from autotune.runner.compiling import decoder_layers
-from autotune.runner.float8 import float8_fault
+from autotune.runner.float8 import float8_fault, left_behind
 from autotune.runner.liger import missing_kernels
 from autotune.runner.quantised import count_quantised
 from autotune.runner.trainer import AutotuneTrainer
@@ -41,6 +41,13 @@ def training_faults(trainer: AutotuneTrainer, request: Request) -> tuple[dict[st
         found["float8_projections"], fault = float8_fault(model, workload, request.device, asked)
         if fault:
             return found, fault
+        if trainer.plan.engine is not Engine.DEEPSPEED:  # which steps over masters of its own
+            left = left_behind(trainer.optimizer, model)
+            if left:
+                return found, (
+                    f"asked to train all parameters, but the optimizer does not step over "
+                    f"{len(left)} of them ({', '.join(left[:3])})"
+                )
     if workload.optimizer in EIGHT_BIT:
         runs = optimizer_running(trainer)
         found["optimizer"] = runs

@@ -30,7 +30,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning"),
 ]
 
-from autotune.runner.float8 import apply_float8, float8_fault, import_torchao  # noqa: E402
+from autotune.runner.float8 import (  # noqa: E402
+    apply_float8,
+    float8_fault,
+    import_torchao,
+    left_behind,
+)
 from tests.integration.test_memory_peak import train  # noqa: E402
 
 FP8 = Workload(seq_len=64, global_batch_size=8, optimizer="sgd", precision="fp32", fp8=True)
@@ -80,6 +85,16 @@ def test_emulation_or_a_gather_that_was_not_asked_for_is_found():
     assert "asked for emulation False" in fault(converted(), device="cuda")
     gathered = FP8.model_copy(update={"fp8_all_gather": True})
     assert "a float8 gather True, but True and False run" in fault(converted(), gathered)
+
+
+def test_a_parameter_that_is_not_trained_is_found():
+    """As FSDP2 left every weight that was wrapped before the optimizer was made."""
+    model = converted()
+    optimizer = torch.optim.SGD(model.parameters())
+    assert left_behind(optimizer, model) == []
+    layer = model.model.layers[1].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    assert left_behind(optimizer, model) == ["model.layers.1.mlp.up_proj.weight"]
 
 
 def test_without_torchao_it_is_one_clear_message(monkeypatch):
