@@ -139,10 +139,10 @@ def _roofline(
     layers_forward = np.zeros_like(tokens)
     in_float8 = dict(float8_counts(model)) if workload.fp8 else {}
     for place, (shape, count) in enumerate(model.projections):
-        cast = in_float8.get(place, 0)
-        layers_forward += (count - cast) * rates.matmul_s(tokens, *shape)
-        if cast:
-            layers_forward += cast * rates.float8_s(tokens, *shape)
+        eight_bit = in_float8.get(place, 0)
+        layers_forward += (count - eight_bit) * rates.matmul_s(tokens, *shape)
+        if eight_bit:
+            layers_forward += eight_bit * rates.float8_s(tokens, *shape)
     if model.moe:
         # Each token goes to several experts; those that get one are read whole.
         h, ffn = model.hidden_size, model.moe.expert_ffn_size
