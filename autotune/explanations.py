@@ -115,7 +115,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     "AT115": Explanation(
         refused="tensor parallelism outside FSDP2, over heads, FFN or vocabulary that the degree "
         "does not divide, with experts, sinks, fused projections or a norm over all heads, with an "
-        "adapter, offload, Liger, ring attention or attention dropout",
+        "adapter, offload, Liger, fp8, ring attention or attention dropout",
         why="each rank takes an equal part of every projection, and with the others it was never "
         "seen to train the same",
         source="docs/decisions/0006-tensor-parallel.md; arXiv:1909.08053 (Megatron-LM)",
@@ -219,6 +219,48 @@ EXPLANATIONS: dict[str, Explanation] = {
         why="every activation of every layer would cross the bus twice",
         source="Axolotl 0.19 refuses it as well",
         do="Set gradient_checkpointing: true besides.",
+    ),
+    "AT140": Explanation(
+        refused="`fp8` on a GPU without products of 8-bit floats",
+        why="torch._scaled_mm would stop at the first step; CPU ranks compute the same roundings "
+        "in fp32, slower",
+        source="torchao 0.18 README: compute capability 8.9 or above; GPUs and rates in "
+        "autotune/spec/catalogue",
+        do="Leave fp8 out, or use such a GPU.",
+    ),
+    "AT141": Explanation(
+        refused="`fp8` with an adapter",
+        why="gradients of frozen weights would be computed and dropped, and a base in 4 bits has "
+        "no linear layers to replace",
+        source="torchao/float8/float8_linear.py, matmul_with_hp_or_float8_args.backward (0.18)",
+        do="Train all parameters with fp8, or leave fp8 out.",
+    ),
+    "AT142": Explanation(
+        refused="`fp8` with ZeRO-3 without recomputation",
+        why="each gathered weight is kept for backward, so a rank would hold all of them",
+        source="torchao/float8/float8_linear.py saves the gathered weight (0.18); DeepSpeed's own "
+        "linear saves the parameter and gathers it again",
+        do="Set gradient_checkpointing: true besides, or use fsdp2, zero1 or zero2.",
+    ),
+    "AT143": Explanation(
+        refused="`fp8` with a model whose projections have no two sides that are multiples of 16, "
+        "or on GPUs with a micro-batch whose tokens on a rank are no multiple of 16",
+        why="the products' sums run over multiples of 16",
+        source="torch._scaled_mm; torchao's filter of layers (float8_linear_utils.py, 0.18)",
+        do="Use a sequence length, divided by the sequence-parallel degree, that is a multiple of "
+        "16, or leave fp8 out.",
+    ),
+    "AT144": Explanation(
+        refused="`fp8` with fp32 on GPUs",
+        why="it was never run, and accelerate computes the rest in bf16 under fp8",
+        source="accelerate 1.15, docs of mixed_precision fp8",
+        do="Use bf16 with fp8, or leave fp8 out.",
+    ),
+    "AT145": Explanation(
+        refused="`fp8_enable_fsdp_float8_all_gather` without `fp8` or outside FSDP2",
+        why="it says how FSDP2 gathers the weights of float8 projections",
+        source="torchao/float8/fsdp_utils.py (0.18)",
+        do="Add fp8: true and fsdp_version: 2 with fsdp_config, or remove the key.",
     ),
     "AT150": Explanation(
         refused="ZeRO++ hpZ outside ZeRO-3, over a group that is not a part of the ranks, or with "

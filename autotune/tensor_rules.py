@@ -62,6 +62,7 @@ def _never_run(plan: Plan, model: ModelSpec, workload: Workload) -> dict[str, bo
         "an adapter": workload.adapter is not None,
         "Liger's kernels": bool(workload.liger),
         "activation_offloading": workload.activation_offloading,
+        "fp8": workload.fp8,
         "offload to the host": plan.offload_params or plan.offload_optimizer,
         "ring attention": plan.cp > 1 and plan.cp_backend is CpBackend.RING,
     }

@@ -20,7 +20,7 @@ from autotune.trial.data_counts import DataCounts
 from autotune.trial.folder import numbered_launches
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
-from autotune.trial.packages import check_packages
+from autotune.trial.packages import check_packages, warn_of_slow_fp8
 from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Phase, Request
 from autotune.trial.ranks import Starter
 from autotune.trial.run_log import split_log
@@ -58,6 +58,7 @@ def make_request(
         AutotuneError: a package that its ranks need is not installed.
     """
     check_packages(workload)
+    warn_of_slow_fp8(workload, device, compiled=settings.torch_compile)
     model = config.model
     return Request(
         launch_id=out_dir.resolve().name or "run",

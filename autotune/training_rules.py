@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autotune.float8_rules import FLOAT8_RULES
 from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
@@ -137,4 +138,5 @@ TRAINING_RULES: dict[str, _Rule] = {
     "AT137": _one_loss,
     "AT138": _offloading_needs_cuda,
     "AT139": _offloading_needs_recompute,
+    **FLOAT8_RULES,
 }

@@ -98,6 +98,7 @@ def _kernels(workload: Workload) -> dict[str, str]:
         "liger": ", ".join(workload.liger) or "none",
         "chunked loss": "on" if workload.chunked_loss else "off",
         "activation offloading": "on" if workload.activation_offloading else "off",
+        "fp8": "on" if workload.fp8 else "off",
     }
 
 

@@ -150,6 +150,11 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="cross-entropy over slices of the tokens: the same loss in less memory",
     )
+    group.add_argument(
+        "--fp8",
+        action="store_true",
+        help="the layers' projections in 8-bit floats, by torchao; CPU ranks emulate it, slower",
+    )
 
 
 def workload_from(
@@ -170,6 +175,7 @@ def workload_from(
         "packing": args.packing,
         "liger": tuple(LigerKernel) if args.liger else None,
         "chunked_loss": args.chunked_loss or None,
+        "fp8": args.fp8 or None,
     }
     stated = {name: value for name, value in given.items() if value is not None}
     return Workload.model_validate(

@@ -23,7 +23,7 @@ def contract_of(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
     """Return what the study holds, and the strategies behind its names."""
     from autotune.search.study import Contract
     from autotune.spec.hardware import detect_nodes
-    from autotune.trial.packages import check_packages
+    from autotune.trial.packages import check_packages, warn_of_slow_fp8
 
     given = read_given(args)
     args.gpus = given.num_gpus
@@ -38,6 +38,7 @@ def contract_of(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
         mean = workload.synthetic_document_tokens
         workload = workload.model_copy(update={"mean_document_tokens": mean})
     check_packages(workload)
+    warn_of_slow_fp8(workload, args.device, compiled=False)
     if args.device == "cpu":
         _check_cores(ranks_per_node(args, args.gpus))
     hardware = detect_nodes(args.gpus, args.nodes, args.device, limit)

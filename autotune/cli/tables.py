@@ -51,6 +51,8 @@ def describe_workload(workload: Workload) -> str:
         words.append("chunked loss")
     if workload.activation_offloading:
         words.append("activations offloaded")
+    if workload.fp8:
+        words.append("fp8 projections" + ", gathered in fp8" * workload.fp8_all_gather)
     if missing := unestimated(workload):
         words.append(f"memory estimated without {' and '.join(missing)}")
     return ", ".join(words)

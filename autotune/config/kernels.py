@@ -1,4 +1,4 @@
-"""Keys that choose kernels and losses: Liger, chunked and cut cross-entropy, offloading."""
+"""Keys that choose kernels and losses: Liger, chunked and cut cross-entropy, offloading, fp8."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ CUT_PLUGIN = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
 _LIGER_KEYS = {f"liger_{kernel}": kernel for kernel in LigerKernel}
 _NOT_RUN = ("liger_cross_entropy", "liger_layer_norm", "liger_rms_norm_gated",
             "liger_use_token_scaling")  # fmt: skip
+_FLOAT8_GATHER = "fp8_enable_fsdp_float8_all_gather"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,8 @@ class Kernels:
     liger: tuple[LigerKernel, ...] = ()
     chunked_loss: bool = False
     activation_offloading: bool = False
+    fp8: bool = False
+    fp8_all_gather: bool = False
     kept: Mapping[str, Any] = field(default_factory=dict)
     """Keys that choose what is not run here: plugins, and whether cut cross-entropy is on."""
     warning: str | None = None
@@ -64,6 +67,8 @@ def read_kernels(top: Section, where: str) -> Kernels:
         liger=liger,
         chunked_loss=chunked or cut,
         activation_offloading=_read_offloading(top),
+        fp8=_read_fp8(top),
+        fp8_all_gather=top.boolean(_FLOAT8_GATHER, False),
         kept=kept,
         warning=f"{where}: {_CUT_RUNS_CHUNKED}" if cut else None,
     )
@@ -85,6 +90,10 @@ def kernel_keys(workload: Workload) -> dict[str, Any]:
         keys["chunked_cross_entropy"] = True
     if workload.activation_offloading:
         keys["activation_offloading"] = True
+    if workload.fp8:
+        keys["fp8"] = True
+    if workload.fp8_all_gather:
+        keys[_FLOAT8_GATHER] = True
     return keys
 
 
@@ -122,3 +131,10 @@ def _read_offloading(top: Section) -> bool:
         raise top.error("activation_offloading", "Write true or false: what recomputation keeps "
                         "goes to host memory; to a disk it does not go here.")  # fmt: skip
     return bool(given)
+
+
+def _read_fp8(top: Section) -> bool:
+    """Read `fp8`, and its recipe as Axolotl 0.19 writes one."""
+    if config := top.section("fp8_config"):
+        config.text("recipe", choices=("tensorwise",))
+    return top.boolean("fp8", False)

@@ -186,6 +186,8 @@ def read_config(given: Mapping[str, Any], path: Path, *, any_family: bool = Fals
         liger=kernels.liger,
         chunked_loss=kernels.chunked_loss,
         activation_offloading=kernels.activation_offloading,
+        fp8=kernels.fp8,
+        fp8_all_gather=kernels.fp8_all_gather,
     )
     data = read_data_settings(top)
     block = read_block(top.raw(AUTOTUNE_KEY), where)

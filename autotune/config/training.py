@@ -50,7 +50,7 @@ def read_precision(top: Section) -> Precision:
     Raises:
         AutotuneError: fp16, or weights held in half precision without an fp32 master copy.
     """
-    for key in ("fp16", "float16", "bfloat16", "fp8"):
+    for key in ("fp16", "float16", "bfloat16"):
         if top.raw(key):
             raise top.error(key, "Runs here keep fp32 master weights and compute in bf16 "
                             "(`bf16: true`) or fp32 (`bf16: false`).")  # fmt: skip

@@ -22,6 +22,8 @@ from autotune.plan import Engine, Plan, Recompute
 from autotune.spec.workload import Precision
 
 _SCRIPT = "Say it in your script."
+_FLOAT8 = {"fp8", "fp8_enable_fsdp_float8_all_gather"}
+"""Keys of `mixed_precision` and `fp8_config`, which it refuses beside a DeepSpeed file."""
 _RANKS_A_NODE = 8
 _LOST = {
     Engine.DDP: ("micro_batch_size", "grad_accum_steps", "recompute"),
@@ -60,7 +62,7 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
             "zero3_init_flag": plan.zero_stage == 3,
         }
     else:
-        keys["mixed_precision"] = "bf16" if job.workload.precision is Precision.BF16 else "no"
+        keys |= _precision(job)
     if plan.engine is Engine.FSDP2:
         keys["fsdp_config"] = _fsdp(job)
     if job.train.torch_compile:
@@ -79,8 +81,14 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
             "the model split over it (transformers' tp_plan), or it trains unsplit without a word."
         )
     warnings += several_nodes(plan)
-    said = {"torch_compile"} | ({"max_grad_norm"} if plan.engine is Engine.DEEPSPEED else set())
+    said = {"torch_compile"}
+    if plan.engine is Engine.DEEPSPEED:
+        said.add("max_grad_norm")
+    elif job.workload.fp8:
+        said |= _FLOAT8
     unsaid = lost_plan_keys(plan, _LOST[plan.engine]) | training_keys(job, said)
+    if "fp8" in said and job.workload.precision is Precision.FP32:
+        unsaid["bf16"] = False  # its fp8 computes the rest in bf16
     warnings += cannot_say("accelerate's file", unsaid, _SCRIPT)
     lines = [f"{job.model.name} on {plan.world_size} ranks, {plan.describe()}.", *warnings]
     return Exported(
@@ -89,6 +97,20 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
         warnings=tuple(warnings),
         lost=lost_fields(plan, _LOST[plan.engine]),
     )
+
+
+def _precision(job: Job) -> dict[str, Any]:
+    workload = job.workload
+    if not workload.fp8:
+        return {"mixed_precision": "bf16" if workload.precision is Precision.BF16 else "no"}
+    return {
+        "mixed_precision": "fp8",
+        "fp8_config": {
+            "backend": "AO",
+            "enable_fsdp_float8_all_gather": workload.fp8_all_gather,
+            "pad_inner_dim": False,
+        },
+    }
 
 
 def several_nodes(plan: Plan) -> list[str]:
@@ -135,7 +157,10 @@ def _fsdp(job: Job) -> dict[str, Any]:
         **({"fsdp_transformer_layer_cls_to_wrap": layer} if layer else {}),
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
         # A base in 4 bits is quantised by every rank: rank 0 alone would have nothing to send.
-        "fsdp_cpu_ram_efficient_loading": not (adapter and adapter.base_storage),
+        # accelerate refuses it with float8.
+        "fsdp_cpu_ram_efficient_loading": not (
+            (adapter and adapter.base_storage) or job.workload.fp8
+        ),
         "fsdp_activation_checkpointing": plan.recompute is Recompute.FULL,
     }
 

@@ -49,6 +49,11 @@ def closed_form_profile(model: ModelSpec, key: TraceKey) -> ActivationProfile:
             f"The memory of {key.attention} attention with the {key.loss} loss has to be traced "
             "from the model's code: install autotune-llm[train]."
         )
+    if key.float8 is not None:
+        raise AutotuneError(
+            "The memory of projections in fp8 has to be traced from the model's and torchao's "
+            "code: install autotune-llm[train,gpu], or leave fp8 out."
+        )
     return _ClosedForm(model, key).profile()
 
 

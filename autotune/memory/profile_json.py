@@ -7,7 +7,7 @@ from typing import Any
 
 from autotune.errors import AutotuneError
 from autotune.memory.profile import FEATURES, ActivationProfile, Instant, LayerKind, Phase
-from autotune.memory.setup import Attention, Checkpointing, Loss, Regime, TraceKey
+from autotune.memory.setup import Attention, Checkpointing, Float8, Loss, Regime, TraceKey
 from autotune.spec.workload import Lora
 
 FORMAT = 1
@@ -23,8 +23,10 @@ def key_to_json(key: TraceKey) -> dict[str, Any]:
     """Return a key's JSON form, without what changes no allocation: an adapter's scale."""
     adapter = key.adapter
     # Younger than what is shipped, so only where there is one: other keys keep their text.
-    gathered = {"gathered": list(key.gathered)} if any(key.gathered) else {}
-    return gathered | {
+    younger: dict[str, Any] = {"gathered": list(key.gathered)} if any(key.gathered) else {}
+    if key.float8 is not None:
+        younger["float8"] = key.float8.value
+    return younger | {
         "regime": key.regime.value,
         "packed": key.packed,
         "attention": key.attention.value,
@@ -70,6 +72,7 @@ def key_from_json(data: dict[str, Any]) -> TraceKey:
             target_modules=tuple(adapter["target_modules"]),
             dora=adapter.get("dora", False),
         ),
+        float8=Float8(data["float8"]) if "float8" in data else None,
     )
 
 

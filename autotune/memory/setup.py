@@ -60,6 +60,15 @@ class Loss(StrEnum):
     """Head and loss in one kernel over slices of the tokens; no logits kept (Liger)."""
 
 
+class Float8(StrEnum):
+    """What multiplies projections that are in 8-bit floats."""
+
+    HARDWARE = "hardware"
+    """The device's own products, which allocate their output alone."""
+    EMULATED = "emulated"
+    """fp32 products of fp32 copies: CPU ranks."""
+
+
 class Checkpointing(StrEnum):
     """What backward computes again."""
 
@@ -93,6 +102,8 @@ class TraceKey:
     fused_kernels: bool = False
     """Liger's norms, rotary embedding and SwiGLU."""
     adapter: Lora | None = None
+    float8: Float8 | None = None
+    """Projections in 8-bit floats; None: in the compute type."""
 
 
 class Optimizer(StrEnum):
@@ -144,7 +155,9 @@ class Setup:
     """FSDP1: each unit is one flat parameter, kept in the stored type."""
 
 
-def trace_key(model: ModelSpec, workload: Workload, plan: Plan) -> TraceKey:
+def trace_key(
+    model: ModelSpec, workload: Workload, plan: Plan, *, on_cpu: bool = False
+) -> TraceKey:
     """Return what decides a plan's activations under this project's runner."""
     fp32 = workload.precision is Precision.FP32
     ring = plan.cp > 1 and plan.cp_backend is CpBackend.RING
@@ -160,6 +173,7 @@ def trace_key(model: ModelSpec, workload: Workload, plan: Plan) -> TraceKey:
         loss=_loss(workload),
         fused_kernels=_FUSED <= set(workload.liger),
         adapter=_allocating(workload.adapter),
+        float8=(Float8.EMULATED if on_cpu else Float8.HARDWARE) if workload.fp8 else None,
     )
 
 
@@ -173,7 +187,8 @@ def unestimated(workload: Workload) -> list[str]:
     """Return what a workload asks for that the memory estimate has no term for."""
     some = [str(kernel) for kernel in workload.liger if kernel in _FUSED]
     missing = [] if _FUSED <= set(workload.liger) else [f"Liger's {kernel}" for kernel in some]
-    return missing + ["activation offloading"] * workload.activation_offloading
+    missing += ["activation offloading"] * workload.activation_offloading
+    return missing + ["the smaller gather in fp8"] * workload.fp8_all_gather
 
 
 _FUSED = {LigerKernel.ROPE, LigerKernel.RMS_NORM, LigerKernel.GLU_ACTIVATION}
@@ -197,7 +212,7 @@ def setup_of(model: ModelSpec, workload: Workload, plan: Plan, hardware: Hardwar
     # autotune.runner.engines: torch's fused AdamW where every parameter is on the device.
     fused = adamw and not (deepspeed or on_cpu or plan.offload_params)
     return Setup(
-        key=trace_key(model, workload, plan),
+        key=trace_key(model, workload, plan, on_cpu=on_cpu),
         parameter_bytes=2 if deepspeed and not fp32 else 4,
         compute_bytes=4 if fp32 else 2,
         master_weights=deepspeed,

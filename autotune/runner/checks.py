@@ -135,7 +135,7 @@ class CheckCallback(TrainerCallback):
         """Check the prepared model before the first step."""
         plan, workload = self._trainer.plan, self._request.workload
         self._found(check_prepared(self._trainer, plan, workload))
-        found, fault = training_faults(self._trainer, workload)
+        found, fault = training_faults(self._trainer, self._request)
         if fault:
             raise InvalidRunError(fault)
         self._found(found)

@@ -169,6 +169,9 @@ def _fsdp_config(request: Request, plan: Plan) -> dict[str, Any]:
         # Rank 0 alone holds the weights; the others' pages stay untouched until the broadcast. A
         # base in 4 bits every rank makes for itself (autotune.runner.quantised), and its part of a
         # split model it cuts from a copy of its own (autotune.runner.tensor_parallel).
-        "cpu_ram_efficient_loading": plan.tp == 1 and not (adapter and adapter.base_storage),
+        # accelerate cannot broadcast weights that are cast before they are gathered.
+        "cpu_ram_efficient_loading": plan.tp == 1
+        and not (adapter and adapter.base_storage)
+        and not request.workload.fp8_all_gather,
         "activation_checkpointing": plan.recompute is Recompute.FULL,
     }

@@ -50,7 +50,8 @@ def build_model(request: Request, plan: Plan) -> PreTrainedModel:
         model = _load_pretrained(request.model.weights)
     else:
         model = _allocate(request.model.config)
-        if plan.engine is not Engine.FSDP2 or plan.tp > 1 or _is_first_rank():
+        whole = plan.engine is not Engine.FSDP2 or plan.tp > 1 or workload.fp8_all_gather
+        if whole or _is_first_rank():
             _initialise(model, request.seed, workload.precision)
     model.config.use_cache = False
     if workload.adapter is not None:

@@ -17,6 +17,7 @@ from autotune.runner.data import TrainingData, build_sequences
 from autotune.runner.data.loader import EvalLoader, RankLoader, StepOrder
 from autotune.runner.data.packing import Sequences
 from autotune.runner.engines import apply_numerics, enable_recompute, start_process_group
+from autotune.runner.float8 import apply_float8, gather_in_float8
 from autotune.runner.gauges import Gauge, make_gauge
 from autotune.runner.imports import import_everything
 from autotune.runner.liger import apply_liger
@@ -127,6 +128,7 @@ def make_trainer(
     if plan.tp > 1 and made.parallelism_config is not None:
         split_model(model, made.parallelism_config, request.device)
     apply_liger(model, request.workload.liger)
+    apply_float8(model, request.workload, request.device)
     enable_recompute(model, plan)
     if request.train is not None and request.train.torch_compile:
         compile_layers(model)
@@ -141,5 +143,6 @@ def make_trainer(
         eval_loader=eval_loader,
     )
     apply_numerics(trainer, request, plan)
+    gather_in_float8(trainer, request.workload, request.device)
     trainer.add_callback(CheckCallback(trainer, request, session.answer.add_asserted))
     return trainer

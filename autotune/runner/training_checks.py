@@ -8,16 +8,20 @@ from torch import nn
 
 from autotune.plan import Engine
 from autotune.runner.compiling import decoder_layers
+from autotune.runner.float8 import float8_fault, left_behind
 from autotune.runner.liger import missing_kernels
 from autotune.runner.quantised import count_quantised
 from autotune.runner.trainer import AutotuneTrainer
-from autotune.spec.workload import Workload
+from autotune.spec.float8 import num_float8_projections
+from autotune.spec.model import model_from_config
 from autotune.training_rules import EIGHT_BIT
+from autotune.trial.protocol import Request
 
 
-def training_faults(trainer: AutotuneTrainer, workload: Workload) -> tuple[dict[str, Any], str]:
+def training_faults(trainer: AutotuneTrainer, request: Request) -> tuple[dict[str, Any], str]:
     """Return what was found, and what differs from what was asked for; empty where nothing does."""
     found: dict[str, Any] = {}
+    workload = request.workload
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if workload.adapter is not None and workload.adapter.base_storage is not None:
         found["layers_in_4bit"] = count_quantised(model)
@@ -32,6 +36,18 @@ def training_faults(trainer: AutotuneTrainer, workload: Workload) -> tuple[dict[
         if missing:
             return found, f"asked for Liger's {', '.join(missing)}, but the model's own code runs"
         found["liger"] = [str(kernel) for kernel in workload.liger]
+    if workload.fp8:
+        asked = num_float8_projections(model_from_config(request.model.name, request.model.config))
+        found["float8_projections"], fault = float8_fault(model, workload, request.device, asked)
+        if fault:
+            return found, fault
+        if trainer.plan.engine is not Engine.DEEPSPEED:  # which steps over masters of its own
+            left = left_behind(trainer.optimizer, model)
+            if left:
+                return found, (
+                    f"asked to train all parameters, but the optimizer does not step over "
+                    f"{len(left)} of them ({', '.join(left[:3])})"
+                )
     if workload.optimizer in EIGHT_BIT:
         runs = optimizer_running(trainer)
         found["optimizer"] = runs

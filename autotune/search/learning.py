@@ -50,7 +50,8 @@ class Learner:
         self._earlier = known_rows(base, machine, self._ruler, own) if base else []
         self._own: dict[str, Entry] = {}
         self._fitted: Residuals | None = None
-        self._timer = timer_of(calibration)
+        # Emulated or not, what projections in fp8 take tells nothing of others.
+        self._timer = timer_of(calibration) + " fp8" * workload.fp8
         self._times = TimeResidual(known_times(base, machine, self._timer, own))
 
     @classmethod

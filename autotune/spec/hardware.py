@@ -63,6 +63,9 @@ class GpuSpec:
     """What the board may draw in the long run (TDP); None when it is unknown."""
     note: str = ""
     """What holds for every prediction on it."""
+    fp8_flops: float | None = None
+    """Dense FLOP/s of products of 8-bit floats that accumulate in fp32; None: it has none, or no
+    figure is known."""
 
     @property
     def is_cpu(self) -> bool:
@@ -249,6 +252,7 @@ def _from_entry(
         source=entry.provenance,
         power_w=entry.power_w,
         note=entry.note,
+        fp8_flops=entry.tflops["fp8"] * 1e12 if "fp8" in entry.tflops else None,
     )
     share = min(1.0, num_gpus / per_node)
     return HardwareSpec(

@@ -80,7 +80,9 @@ class Lora(_KeepsOldForm):
 class Workload(_KeepsOldForm):
     """The contract under which configurations are compared."""
 
-    _LATER: ClassVar[tuple[str, ...]] = ("liger", "chunked_loss", "activation_offloading")
+    _LATER: ClassVar[tuple[str, ...]] = (
+        "liger", "chunked_loss", "activation_offloading", "fp8", "fp8_all_gather",
+    )  # fmt: skip
 
     seq_len: int = Field(default=2048, ge=2)
     """Tokens per sequence (packed sequences are exactly this long)."""
@@ -102,6 +104,13 @@ class Workload(_KeepsOldForm):
     """Compute the cross-entropy over slices of the tokens and compute it again in backward."""
     activation_offloading: bool = False
     """Keep what recomputation keeps, the layers' inputs, in host memory until backward."""
+    fp8: bool = False
+    """Multiply the layers' projections in 8-bit floats, one scale a tensor taken anew each time.
+
+    Weights, gradients and everything between two projections stay as `precision` says.
+    """
+    fp8_all_gather: bool = False
+    """FSDP2 alone: cast the projections' weights before they are gathered, not after."""
 
     @property
     def synthetic_document_tokens(self) -> int:

@@ -13,6 +13,7 @@ from autotune.memory.activations import FP32, compute_bytes, count_activations, 
 from autotune.memory.columns import PlanColumns
 from autotune.memory.knowledge import model_key
 from autotune.plan import CpBackend, Engine, Plan
+from autotune.spec.float8 import float8_counts
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Precision, Workload
@@ -56,6 +57,25 @@ class Rates:
     precision: Precision
     calibration: Calibration | None = None
 
+    def float8_s(self, rows: Any, inputs: float, outputs: float) -> Array:
+        """Return the seconds of a product of 8-bit floats, casts of both operands included.
+
+        Assumed, for want of any measurement: the share of the float8 peak is that of other
+        products, and each operand is read twice in the compute type (its largest value, then the
+        cast) and written once in float8, by streaming kernels. Eager torchao casts by way of fp32
+        copies, which is more.
+        """
+        rows = np.asarray(rows, float)
+        peak = self.hardware.gpu.fp8_flops
+        if peak is None:  # emulated
+            return self.matmul_s(rows, inputs, outputs)
+        width = compute_bytes(self.precision)
+        operands = rows * inputs + inputs * outputs
+        casts = operands * (2 * width + 1) / self.stream_bytes_per_s
+        moved = (operands + width * rows * outputs) / self.stream_bytes_per_s
+        products = 2 * rows * inputs * outputs / (peak * _MATMUL_EFFICIENCY)
+        return np.asarray(casts + np.maximum(products, moved), float)
+
     @cached_property
     def stream_bytes_per_s(self) -> float:
         """Bandwidth of streaming kernels."""
@@ -96,7 +116,7 @@ def compute_of(
     batch, cp = numbers[:, 0], numbers[:, 4]
     tokens = batch * workload.seq_len / cp
     regime = regime_of(plan, workload.precision)
-    if calibration is not None and workload.adapter is None:
+    if calibration is not None and workload.adapter is None and not workload.fp8:
         passes = calibration.passes(model_key(model), regime, packing=workload.packing)
         if passes is not None and passes.layer_recompute is not None:
             depth, seq = model.num_layers, workload.seq_len
@@ -117,8 +137,12 @@ def _roofline(
 ) -> Compute:
     tokens = batch * workload.seq_len / cp
     layers_forward = np.zeros_like(tokens)
-    for shape, count in model.projections:
-        layers_forward += count * rates.matmul_s(tokens, *shape)
+    in_float8 = dict(float8_counts(model)) if workload.fp8 else {}
+    for place, (shape, count) in enumerate(model.projections):
+        eight_bit = in_float8.get(place, 0)
+        layers_forward += (count - eight_bit) * rates.matmul_s(tokens, *shape)
+        if eight_bit:
+            layers_forward += eight_bit * rates.float8_s(tokens, *shape)
     if model.moe:
         # Each token goes to several experts; those that get one are read whole.
         h, ffn = model.hidden_size, model.moe.expert_ffn_size

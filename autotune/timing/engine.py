@@ -37,6 +37,8 @@ def engine_extra(
     """
     if calibration is None or not hardware.gpu.is_cpu or workload.adapter is not None:
         return None
+    if workload.fp8:  # the passes that were measured are of other products
+        return None
     key = model_key(model)
     times = calibration.engine(key, workload, engine_kind(plan), plan.world_size)
     regime = regime_of(plan, workload.precision)
@@ -71,6 +73,8 @@ def exchange_tried(
         tried is Ulysses.
     """
     if calibration is None or not hardware.gpu.is_cpu or workload.adapter is not None:
+        return None
+    if workload.fp8:  # the passes that were measured are of other products
         return None
     if plan.cp_backend is not CpBackend.ULYSSES:
         return None

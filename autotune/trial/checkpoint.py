@@ -41,6 +41,7 @@ def identity_of(request: Request, data_digest: str | None) -> dict[str, Any]:
         "ranks": plan.world_size,
         "sequence_parallel": plan.cp,
         **({"tensor_parallel": plan.tp} if plan.tp > 1 else {}),
+        **{name: True for name in ("fp8", "fp8_all_gather") if getattr(workload, name)},
         "optimizer": workload.optimizer,
         "precision": str(workload.precision),
         "global_batch_size": plan.global_batch_size,

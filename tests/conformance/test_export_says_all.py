@@ -40,6 +40,8 @@ WORKLOAD: Mapping[str, tuple[Any, str]] = {
     "liger": ((LigerKernel.ROPE,), "liger_rope: true"),
     "chunked_loss": (True, "chunked_cross_entropy: true"),
     "activation_offloading": (True, "activation_offloading: true"),
+    "fp8": (True, "fp8: true"),
+    "fp8_all_gather": (True, "fp8_enable_fsdp_float8_all_gather: true"),
 }
 LORA: Mapping[str, tuple[Any, str]] = {
     "r": (8, "lora_r: 8"),

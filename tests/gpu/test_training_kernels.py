@@ -46,6 +46,20 @@ def test_liger(strategy: str, tmp_path: Path) -> None:
     assert fused < plain
 
 
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
+def test_float8(strategy: str, gathered: bool, tmp_path: Path) -> None:
+    """The device's own products: an emulation would be found by the check before the first step."""
+    pytest.importorskip("torchao")
+    torch = pytest.importorskip("torch")
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("products of 8-bit floats need compute capability 8.9")
+    if gathered and strategy != "fsdp2":
+        pytest.skip("FSDP2 alone gathers in float8")
+    _, asserted = peak(strategy, tmp_path / "float8", fp8=True, fp8_all_gather=gathered)
+    assert asserted["float8_projections"] == 8 * 7 - 1
+
+
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
 def test_8_bit_optimizers(strategy: str, optimizer: str, tmp_path: Path) -> None:

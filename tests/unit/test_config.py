@@ -137,9 +137,7 @@ def test_bad_values_are_refused_with_their_key(load, extra):
     assert "config.yml" in message
 
 
-@pytest.mark.parametrize(
-    "extra", ["fp16: true", "bfloat16: true", "fp8: true", "load_in_4bit: true"]
-)
+@pytest.mark.parametrize("extra", ["fp16: true", "bfloat16: true", "load_in_4bit: true"])
 def test_precision_that_is_not_run_here(load, extra):
     assert extra.split(":")[0] in refusal(load, extra)
 

@@ -153,6 +153,13 @@ def test_ulysses_of_accelerate(read):
     assert (plan.cp, plan.dp_shard) == (2, 2)
 
 
+def test_fp8_of_accelerate(read):
+    fp8 = "mixed_precision: fp8\nfp8_config: {backend: AO, enable_fsdp_float8_all_gather: true}\n"
+    text = "distributed_type: FSDP\nnum_processes: 4\nfsdp_config: {fsdp_version: 2}\n" + fp8
+    contract = read(text).config.contract
+    assert contract.fp8 and contract.fp8_all_gather and contract.precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
@@ -160,7 +167,7 @@ def test_ulysses_of_accelerate(read):
         ("distributed_type: MEGATRON_LM\n", ["MEGATRON_LM", "FSDP"]),
         ("compute_environment: AMAZON_SAGEMAKER\n", ["AMAZON_SAGEMAKER"]),
         ("mixed_precision: fp16\n", ["fp16", "bf16"]),
-        ("mixed_precision: fp8\n", ["fp8"]),
+        ("mixed_precision: fp8\nfp8_config: {backend: TE}\n", ["backend", "AO"]),
         ("num_processes: zero\n", ["num_processes"]),
         ("parallelism_config: {cp_size: 2, sp_size: 2}\n", ["cp_size", "sp_size"]),
         ("parallelism_config: {pp_size: 2}\n", ["pp_size"]),

@@ -153,3 +153,33 @@ def test_written_and_read_again(load, text):
     config = load(text)
     again = load(emit_run_config(config), base="")
     assert again == config and BASE
+
+
+@pytest.mark.parametrize(
+    ("text", "fp8", "gathered"),
+    [
+        ("fp8: true", True, False),
+        ("fp8: false", False, False),
+        ("fp8: true\nfp8_config: {recipe: tensorwise}", True, False),
+        ("fp8: true\nfp8_enable_fsdp_float8_all_gather: true\n" + FSDP2, True, True),
+    ],
+)
+def test_fp8_is_read_and_written(load, text, fp8, gathered):
+    config = load(text)
+    assert (config.contract.fp8, config.contract.fp8_all_gather) == (fp8, gathered)
+    written = yaml.safe_load(emit_run_config(config))
+    assert written.get("fp8", False) is fp8
+    assert written.get("fp8_enable_fsdp_float8_all_gather", False) is gathered
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fp8: 1", "Write true or false"),
+        ("fp8: true\nfp8_config: {recipe: rowwise}", "Allowed: tensorwise"),
+        ("fp8: true\nfp8_config: tensorwise", "Write a mapping"),
+        ("fp8: true\nfp8_enable_fsdp_float8_all_gather: true", "AT152"),
+    ],
+)
+def test_fp8_that_is_not_run(load, text, words):
+    assert words in refusal(load, text)

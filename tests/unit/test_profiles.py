@@ -25,7 +25,15 @@ from autotune.memory.profile_json import (
     profile_to_json,
 )
 from autotune.memory.profiles import TRACER_VERSION, TraceFailure, activation_profile, config_digest
-from autotune.memory.setup import Attention, Checkpointing, Loss, Regime, TraceKey, setup_of
+from autotune.memory.setup import (
+    Attention,
+    Checkpointing,
+    Float8,
+    Loss,
+    Regime,
+    TraceKey,
+    setup_of,
+)
 from autotune.plan import Engine, Plan
 from autotune.spec.catalogue import read_catalogue
 from autotune.spec.hardware import load_hardware
@@ -81,12 +89,21 @@ def level_after(profile, sizes):
             fused_kernels=True,
             adapter=Lora(r=4, target_modules=("v_proj", "q_proj")),
         ),
+        replace(KEY, float8=Float8.EMULATED),
     ],
 )
 def test_keys_go_through_json(key):
     again = key_from_json(json.loads(json.dumps(key_to_json(key))))
     assert key_text(again) == key_text(key)
     assert replace(again, adapter=None) == replace(key, adapter=None)
+
+
+def test_projections_in_fp8_are_traced_alone():
+    """What ships knows no such key, and the closed form does not know their casts."""
+    asked = replace(KEY, float8=Float8.HARDWARE)
+    assert len({key_text(key) for key in (KEY, asked, replace(KEY, float8=Float8.EMULATED))}) == 3
+    with pytest.raises(AutotuneError, match=r"fp8 has to be traced"):
+        closed_form_profile(load_model("tiny-qwen3"), asked)
 
 
 def test_keys_that_allocate_alike_are_one():

@@ -39,8 +39,10 @@ MODELS = {
     "AT120": MODEL.model_copy(update={"hf_config": {"output_router_logits": True}}),
     "AT121": MODEL.model_copy(update={"hf_config": {"resid_pdrop": 0.1, "attention_dropout": 0.0}}),
     "AT136": MODEL.model_copy(update={"hf_config": {"model_type": "gpt2"}}),
+    "AT143": MODEL.model_copy(update={"hidden_size": 136}),
 }
 ON_CPU = ("AT134", "AT135", "AT138")
+A100 = load_hardware("a100-80gb", 4)
 
 # code: plan, workload, and what the message or hint must say.
 EXAMPLES = {
@@ -92,6 +94,12 @@ EXAMPLES = {
         "already",
     ),
     "AT139": (DDP, changed(activation_offloading=True), "gradient_checkpointing: true besides"),
+    "AT140": (DDP, changed(fp8=True), "from compute capability 8.9"),
+    "AT141": (DDP, changed(fp8=True, adapter=Lora()), "frozen weights"),
+    "AT142": (replace(ZERO, zero_stage=3), changed(fp8=True), "all of them at the end of forward"),
+    "AT143": (DDP, changed(fp8=True), "two sides that are multiples of 16"),
+    "AT144": (DDP, changed(fp8=True, precision=Precision.FP32), "Use bf16 with fp8"),
+    "AT145": (ZERO, changed(fp8=True, fp8_all_gather=True), "with deepspeed: FSDP2 gathers"),
     "AT150": (replace(ZERO, zero_stage=3, hpz=4), WORKLOAD, "Sizes here: 2."),
 }
 
@@ -100,7 +108,7 @@ EXAMPLES = {
 def test_example(code):
     plan, workload, words = EXAMPLES[code]
     model = MODELS.get(code, MODEL)
-    hardware = CPU if code in ON_CPU else HARDWARE
+    hardware = CPU if code in ON_CPU else A100 if code == "AT140" else HARDWARE
     broken = {v.code: v for v in check_plan(plan, model, workload, hardware)}
     assert code in broken
     assert words in str(broken[code])
@@ -129,6 +137,9 @@ def test_example(code):
         (RING, WORKLOAD),
         (replace(RING, heads_k_stride=4), WORKLOAD),
         (replace(FSDP, dp_shard=2, tp=2, grad_accum_steps=8), WORKLOAD),
+        (DDP, changed(fp8=True)),
+        (replace(ZERO, zero_stage=3, recompute=Recompute.FULL), changed(fp8=True)),
+        (FSDP, changed(fp8=True, fp8_all_gather=True)),
     ],
 )
 def test_legal(plan, workload):
@@ -204,6 +215,22 @@ def test_cpu_ranks_take_any_head_and_fp32_in_a_ring():
     fp32 = WORKLOAD.model_copy(update={"precision": Precision.FP32})
     model = MODEL.model_copy(update={"head_dim": 260})
     assert check_plan(RING, model, fp32, load_hardware("cpu", 4)) == []
+
+
+def test_where_fp8_is_emulated_it_takes_more():
+    """Of CPU ranks no product asks for bf16 or 16 tokens at a time."""
+    fp32 = changed(fp8=True, precision=Precision.FP32, seq_len=1023)
+    assert check_plan(DDP, MODEL, fp32, CPU) == []
+    odd = check_plan(DDP, MODEL, changed(fp8=True, seq_len=1023), HARDWARE)
+    assert [v.code for v in odd] == ["AT143"] and "1023 tokens" in str(odd[0])
+
+
+def test_fp8_is_not_split_nor_gathered_without_itself():
+    split = replace(FSDP, dp_shard=2, tp=2, grad_accum_steps=8)
+    (refused,) = check_plan(split, MODEL, changed(fp8=True), HARDWARE)
+    assert refused.code == "AT115" and "with fp8 is not run" in refused.message
+    (refused,) = check_plan(FSDP, MODEL, changed(fp8_all_gather=True), HARDWARE)
+    assert refused.code == "AT145" and "without fp8" in refused.message
 
 
 def test_strategy_support():

@@ -52,6 +52,20 @@ def test_model_flops_are_six_a_weight_plus_attention():
     assert flops == pytest.approx(weights + attention, rel=1e-3)
 
 
+def test_fp8_shortens_the_projections_alone():
+    """By less than half, for the casts; attention, head and loss stay, and a CPU emulates."""
+    fp8 = WORKLOAD.model_copy(update={"fp8": True})
+    plain, cast = estimate("fsdp2"), estimate("fsdp2", fp8)
+    weights = MODEL.num_layers * sum(a * b for a, b in MODEL.linears.values())
+    tokens = 4096 * 64 / 8
+    projections = 6 * weights * tokens / (H100.gpu.peak_flops[WORKLOAD.precision] * 0.75)
+    saved = plain.compute_s - cast.compute_s
+    assert 0.1 * projections < saved < 0.5 * projections
+    assert cast.model_flops_per_step == plain.model_flops_per_step
+    ranks = load_hardware("cpu", 8)
+    assert estimate("fsdp2", fp8, ranks).step_s == estimate("fsdp2", hardware=ranks).step_s
+
+
 def test_recompute_costs_a_forward_of_the_layers():
     none, full = estimate("zero2"), estimate("zero2", recompute=Recompute.FULL)
     assert none.recompute_s == 0

@@ -162,12 +162,24 @@ def _precision(found: Translated, top: Section) -> None:
         given = "fp16"
     if given is False:  # YAML reads an unquoted no so
         given = "no"
-    if given in ("fp16", "fp8"):
-        raise top.error("mixed_precision", "Allowed: bf16, no.")
+    if given == "fp8":
+        _float8(found, top.section("fp8_config") or Section({}, f"{top.where}: fp8_config"))
+        given = "bf16"  # accelerate's type of everything that is not in float8
     if given not in (None, "no", "bf16"):
-        raise top.error("mixed_precision", "Allowed: bf16, no.")
+        raise top.error("mixed_precision", "Allowed: bf16, fp8, no.")
     if "bf16" not in found.keys:
         found.keys["bf16"] = given == "bf16"
+
+
+def _float8(found: Translated, section: Section) -> None:
+    backend = section.text("backend", "AO").upper()
+    if backend not in ("AO", "TORCHAO"):
+        raise section.error("backend", "Allowed: AO; the others are not run here.")
+    found.keys["fp8"] = True
+    if section.boolean("enable_fsdp_float8_all_gather", False):
+        found.keys["fp8_enable_fsdp_float8_all_gather"] = True
+    if section.boolean("pad_inner_dim", False):
+        found.warn_unused(section.where, ["pad_inner_dim"], "sizes are multiples of 16 here")
 
 
 def _compiling(found: Translated, top: Section) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_iter
 
 _IN_PLACE_WHEN_REAL = {
@@ -132,6 +132,10 @@ class Ledger(TorchDispatchMode):
         if self._next_phase:
             self.enter(self._next_phase)
             self._next_phase = ""
+        if args and is_traceable_wrapper_subclass(args[0]):
+            # Made of other tensors (float8 data with its scale): its operators are those on them.
+            with self:
+                return args[0].__torch_dispatch__(func, types, args, kwargs or {})
         before = self._live
         in_place = func in _IN_PLACE_WHEN_REAL and _is_gradient_sum(args)
         output = _run(func, args, kwargs or {})

@@ -12,8 +12,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autotune.errors import AutotuneError
-from autotune.memory.setup import Attention, TraceKey
+from autotune.memory.setup import Attention, Float8, TraceKey
 from autotune.runner import ulysses
+from autotune.runner.float8 import put_in_float8
 from autotune.runner.ring import LocalDocuments, ring_attention
 from autotune.runner.trace import liger, losses, models, regimes
 from autotune.runner.trace.ledger import Ledger
@@ -47,6 +48,8 @@ class Tracer:
             losses.drop_head(cut.model)
         if key.fused_kernels:
             liger.patch(cut.model)
+        if key.float8 is not None:
+            put_in_float8(cut.model, emulate=key.float8 is Float8.EMULATED, on_cpu=True)
         self._loss_function = losses.loss_of(key.loss, cut.model)
         self._layer = cut.layers[0]
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
