@@ -74,6 +74,7 @@ def _draws(chance: random.Random) -> Iterator[Job]:
             liger=chance.choice([(), (), LIGER[:2], LIGER]),
             chunked_loss=chance.random() < 0.2,
             activation_offloading=chance.random() < 0.2,
+            fp8=chance.random() < 0.2,
         )
         if plan.cp_backend is CpBackend.RING and workload.packing:
             plan = replace(plan, heads_k_stride=chance.choice([1, 2, 4]))
