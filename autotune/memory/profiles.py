@@ -139,9 +139,12 @@ def _from_trace(
 ) -> dict[TraceKey, ActivationProfile]:
     if not can_trace():
         return {}
-    _LOG.info(
-        "Tracing the memory of %s under fake tensors (%d variants) ...", model.name, len(keys)
-    )
+    _LOG.log(
+        # Few are there at once; for many a user would wonder.
+        logging.WARNING if len(keys) > _KEYS_WORTH_A_CHILD else logging.INFO,
+        "Tracing the memory of %s under fake tensors: %d variants, some seconds each, kept for the "
+        "next time ...", model.name, len(keys),
+    )  # fmt: skip
     profiles = {}
     try:
         traced = _trace_in_children(model.hf_config, keys)
