@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,19 +13,26 @@ from autotune.errors import AutotuneError
 
 
 def check_out(path: Path | None) -> None:
-    """Refuse a folder where a file is meant, before its name is used.
+    """Refuse what is no file, before its name is used.
+
+    A device or a pipe would be replaced by a file, or read without end to be compared.
 
     Raises:
-        AutotuneError: `path` is a folder, or no path at all (a name too long).
+        AutotuneError: `path` is a folder, a device or a pipe, or no path at all (a name too long).
     """
     if path is None:
         return
     try:
-        folder = path.is_dir()
+        mode = path.stat().st_mode if path.exists() else stat.S_IFREG
     except (OSError, ValueError) as error:
         raise AutotuneError(f"--out {shorten(str(path), 200)}: {_reason(error)}.") from None
-    if folder:
+    if stat.S_ISDIR(mode):
         raise AutotuneError(f"--out {path} is a folder. Give the path of a file in it.")
+    if not stat.S_ISREG(mode):
+        raise AutotuneError(
+            f"--out {path} is no regular file. Give the path of one, or leave --out away: the text "
+            "then goes to stdout."
+        )
 
 
 def write_files(files: Mapping[Path, str], *, force: bool) -> list[tuple[Path, str]]:
@@ -64,8 +72,10 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write beside the path first: a full disk must not leave half a file."""
+    """Write beside the path first: a full disk must not leave half a file. A link stays one."""
     try:
+        if path.exists():
+            path = path.resolve()
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise AutotuneError(f"--out {path}: {error.strerror}. Make the folder first.") from None

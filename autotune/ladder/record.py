@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def at_recorded_rung(request: Request) -> tuple[Request, Descent | None]:
         plan = Plan.from_dict(descent.steps[-1]["plan"])
         sizes = [step["eval_batch_size"] for step in descent.steps if "eval_batch_size" in step]
         descent.words()
+        _check_rung(descent.own, plan, sizes)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise AutotuneError(
             f"{file} cannot be read ({type(error).__name__}: {error}). It says which rung the run "
@@ -80,3 +81,25 @@ def at_recorded_rung(request: Request) -> tuple[Request, Descent | None]:
     sizes += [] if own is None else [min(own, plan.micro_batch_size)]
     settings = request.train.model_copy(update={"eval_batch_size": min(sizes, default=None)})
     return request.model_copy(update={"plan": plan.to_dict(), "train": settings}), descent
+
+
+# What a rung changes; `autotune.ladder.rungs` makes no others.
+_OF_A_RUNG = ("micro_batch_size", "grad_accum_steps", "recompute", "strategy", "offload_optimizer",
+              "offload_params")  # fmt: skip
+
+
+def _check_rung(own: Plan, plan: Plan, eval_sizes: list[Any]) -> None:
+    """Refuse what no descent from `own` comes to: it would be launched, or divided by.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    counts = [plan.micro_batch_size, plan.grad_accum_steps, *eval_sizes]
+    wrong = [count for count in counts if type(count) is not int or count < 1]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} where a whole number above 0 belongs")
+    kept = replace(plan, **{name: getattr(own, name) for name in _OF_A_RUNG})
+    if kept != own:
+        raise ValueError("its engine or layout is not the run's")
+    if plan.micro_batch_size * plan.grad_accum_steps != own.micro_batch_size * own.grad_accum_steps:
+        raise ValueError("its global batch is not the run's")

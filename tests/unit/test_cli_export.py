@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import yaml
@@ -48,6 +49,23 @@ def test_text_goes_to_stdout_and_warnings_do_not(export):
     for key in ("gradient_checkpointing: true", "base_model: tiny-qwen3", "sequence_len: 512",
                 "sample_packing: true", "learning_rate", "datasets: 1"):  # fmt: skip
         assert key in err
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_what_is_no_file_stays_what_it_is(export, tmp_path, force):
+    """It was replaced by a file, a device as well, or read until something was written to it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    _, err = export(ZERO2, "--to", "axolotl", "--gpus", 4, "--out", pipe, *force, code=2)
+    assert "no regular file" in err and pipe.is_fifo()
+
+
+def test_a_link_stays_one(export, tmp_path):
+    link, real = tmp_path / "link.json", tmp_path / "real.json"
+    real.write_text("{}")
+    link.symlink_to(real.name)
+    export(ZERO2, "--to", "deepspeed", "--gpus", 4, "--out", link, "--force")
+    assert link.is_symlink() and "zero_optimization" in real.read_text()
 
 
 def test_the_json_document_is_all_of_stdout(export, tmp_path):

@@ -57,6 +57,22 @@ def test_an_axolotl_file_keeps_its_split(tmp_path, packed, more, backend, stride
     assert plan == load_config(path).plan(4)
 
 
+def test_the_ranks_asked_for_are_written(tmp_path):
+    """A file of Axolotl's names none: the flag was read and dropped."""
+    path, out = tmp_path / "in.yml", tmp_path / "out.yml"
+    path.write_text(AXOLOTL.format(packed="true", cp=2) + "autotune: {device: cpu}\n")
+    assert imported(path, gpus=8)[0] == 0
+    written = load_config(out)
+    assert (written.num_gpus, written.autotune.device) == (8, "cpu")
+
+
+def test_ranks_that_the_file_cannot_be_laid_out_over_are_refused(tmp_path, capsys):
+    path = tmp_path / "in.yml"
+    path.write_text(AXOLOTL.format(packed="true", cp=2))
+    assert imported(path, gpus=3) == (2, None)
+    assert "AT102" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("packed", ["true", "false"])
 def test_the_flag_goes_over_an_axolotl_file(tmp_path, packed):
     path = tmp_path / "in.yml"

@@ -160,6 +160,32 @@ def test_a_record_that_cannot_be_read_is_said(tmp_path, text):
         at_recorded_rung(request_of(tmp_path, STAGE2, resume_from=str(last)))
 
 
+@pytest.mark.parametrize(
+    ("of", "key", "value"),
+    [
+        ("plan", "micro_batch_size", "two"),
+        ("plan", "micro_batch_size", 0),
+        ("plan", "micro_batch_size", 3),
+        ("plan", "grad_accum_steps", 7),
+        ("plan", "zero_stage", 3),
+        ("plan", "dp_shard", 4),
+        ("step", "eval_batch_size", "x"),
+        ("step", "eval_batch_size", 0),
+    ],
+)
+def test_a_rung_that_no_descent_comes_to_is_refused_before_a_launch(tmp_path, of, key, value):
+    last = checkpoint(tmp_path, 7)
+    down(tmp_path, STAGE2, Phase.STEP)
+    record = tmp_path / "ladder.json"
+    document = json.loads(record.read_text())
+    step = document["steps"][-1]
+    (step if of == "step" else step["plan"])[key] = value
+    record.write_text(json.dumps(document))
+    asked = request_of(tmp_path, STAGE2, resume_from=str(last), eval_batch_size=2)
+    with pytest.raises(AutotuneError, match=r"ladder\.json cannot be read .* remove it"):
+        at_recorded_rung(asked)
+
+
 def advice_of(monkeypatch, folder: Path, phase: Phase, **settings) -> Trained:
     """What `train` says of a launch that ran out in a phase."""
 

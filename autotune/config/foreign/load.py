@@ -12,6 +12,7 @@ from autotune.config.foreign.accelerate_yaml import translate_accelerate
 from autotune.config.foreign.deepspeed_json import translate_deepspeed
 from autotune.config.foreign.recognise import FileKind, recognise
 from autotune.config.foreign.translated import Translated
+from autotune.config.keys import AUTOTUNE_KEY
 from autotune.config.layout import RING_FUNCTIONS
 from autotune.config.reading import read_json_mapping, read_text, read_yaml_mapping
 from autotune.config.run import RunConfig, read_config
@@ -115,10 +116,15 @@ def _axolotl(
     path: Path, values: dict[str, Any], start: StartingPoint, *, any_family: bool
 ) -> Loaded:
     keys = values | start.keys()
+    block = keys.get(AUTOTUNE_KEY) or {}
+    if start.num_gpus is not None and isinstance(block, dict):
+        keys[AUTOTUNE_KEY] = block | {"num_gpus": start.num_gpus}
     _split_sequences_by(start.sequence_parallel_by, keys, str(path))
     config = read_config(keys, path, any_family=any_family)
     _check_split(start.sequence_parallel_by, config, str(path))
     num_gpus = start.num_gpus or config.num_gpus
+    if start.num_gpus is not None:
+        config.plan(start.num_gpus)  # refuses ranks that the file cannot be laid out over
     return Loaded(kind=FileKind.AXOLOTL, config=config, num_gpus=num_gpus, keys=keys)
 
 
