@@ -14,7 +14,14 @@ import pytest
 from autotune.plan import Plan
 from autotune.spec.workload import Workload
 from tests.integration.families import CONFIGS
-from tests.integration.ranks import logged, make_plan, run_well, small_config, training_request
+from tests.integration.ranks import (
+    logged,
+    make_plan,
+    run_well,
+    small_config,
+    training_request,
+    trial_request,
+)
 from tests.integration.reference import held_out_loss, sgd_steps
 
 torch = pytest.importorskip("torch")
@@ -155,6 +162,15 @@ def test_it_goes_on_from_a_checkpoint_and_leaves_whole_weights(model, weights, t
         assert logged(resumed, key) == logged(whole, key)[2:], key
     one, other = ((folder / "model.safetensors").read_bytes() for folder in (whole, resumed))
     assert one == other
+
+
+def test_the_stacks_of_its_threads_are_no_memory_of_the_run(tmp_path):
+    """Each group has threads, whose untouched stacks alone went over a CPU rank's limit."""
+    plan = _plan("fsdp2", 4, 2, 1, 2, False)
+    request = trial_request(plan, tmp_path, rungs=[(2, 2)], memory_limit_bytes=100 * 2**20)
+    results = run_well(request).results
+    for part in (part for result in results for part in result.rungs[0].accumulations):
+        assert part.peak_reserved_bytes - part.peak_allocated_bytes < 24 * 2**20
 
 
 @pytest.mark.slow
