@@ -175,7 +175,7 @@ def _fsdp_shards(case: _Case) -> _Broken:
         return None
     return (
         f"FSDP2 with dp_shard x cp = 1 on {plan.world_size} ranks shards nothing.",
-        "Use ddp, or dp_shard above 1.",
+        "Use more ranks, or a tp below theirs." if plan.tp > 1 else "Use ddp, or dp_shard above 1.",
     )
 
 

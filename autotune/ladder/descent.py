@@ -47,7 +47,9 @@ def train_down(
     out_dir = Path(request.out_dir)
     if descent is None:
         descent = Descent(own=request.plan_object())
-        if ladder is not None:  # what lies here is of another plan, or of a run begun anew
+        assert request.train is not None
+        # What lies here is of another plan, or of a run begun anew.
+        if ladder is not None or request.train.resume_from is None:
             (out_dir / LADDER_FILE).unlink(missing_ok=True)
     else:
         descent.write(out_dir)  # the checkpoint may be of a run in another folder

@@ -138,9 +138,13 @@ def test_what_was_reached_for_another_plan_does_not_count(tmp_path):
     assert at_recorded_rung(asked) == (asked, None)
     anew = request_of(tmp_path, STAGE2)
     assert at_recorded_rung(anew) == (anew, None)
-    down(tmp_path, STAGE2)  # begun anew: nothing was reached
     asked = request_of(tmp_path, STAGE2, resume_from=str(last))
-    assert at_recorded_rung(asked) == (asked, None)
+    for ladder in (ladder_below(STAGE2, MODEL, WORKLOAD, H100), None):
+        down(tmp_path, STAGE2, Phase.STEP)
+        assert at_recorded_rung(asked)[1] is not None
+        # Begun anew: nothing was reached.
+        train_down(request_of(tmp_path, STAGE2), ladder, io.StringIO(), run=Runs())
+        assert at_recorded_rung(asked) == (asked, None)
 
 
 def test_the_batch_of_evaluation_is_kept_too(tmp_path):
