@@ -34,7 +34,8 @@ def exists(test):
     if not (ROOT / path).is_file():
         return False
     tree = ast.parse((ROOT / path).read_text())
-    return not name or any(getattr(node, "name", "") == name for node in tree.body)
+    named = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return not name or (name.startswith("test_") and name in named)
 
 
 def test_every_row_is_filled_and_its_tests_exist():
@@ -47,4 +48,6 @@ def test_a_bad_row_is_found():
     assert faults("| a | b | none |")
     assert faults("| a | b | `tests/unit/test_nothing.py` |")
     assert faults("| a | b | `tests/unit/test_guide.py::test_nothing` |")
-    assert not faults("| a | not yet | none |\n| a | b | `tests/unit/test_guide.py::rows` |")
+    assert faults("| a | b | `tests/unit/test_guide.py::rows` |")
+    named = "tests/unit/test_guide.py::test_a_bad_row_is_found"
+    assert not faults(f"| a | not yet | none |\n| a | b | `{named}` |")
