@@ -9,6 +9,7 @@ and the test sends its signal from there once every rank has finished the first 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -194,17 +195,25 @@ def test_memory_that_ends_before_the_first_step_is_out_of_memory_too(
     assert_nothing_left(tmp_path)
 
 
-def test_a_planted_build_lock_neither_hangs_nor_stays(tmp_path: Path) -> None:
-    """A rank killed while an operator was built leaves such a lock; the next run waits for it."""
-    request = trial_request(make_plan("zero1", 2), tmp_path, rungs=[(1, 2)])
-    build_native_ops(request, tmp_path)
-    built = next(native_ops_dir().glob("**/deepspeed_shm_comm/*.so"))
-    lock = built.with_name("lock")
+def test_a_planted_build_lock_neither_hangs_nor_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank killed while an operator was built leaves such a lock; the next run waits for it.
+
+    In a copy of the cache: tests that run beside this one must not meet the lock.
+    """
+    request = trial_request(make_plan("zero1", 2), tmp_path / "launch", rungs=[(1, 2)])
+    build_native_ops(request, tmp_path / "launch")
+    operator = Path("torch_extensions", "deepspeed_shm_comm")
+    shutil.copytree(native_ops_dir() / operator.name, tmp_path / operator)
+    monkeypatch.setenv("AUTOTUNE_CACHE_DIR", str(tmp_path))
+    lock = native_ops_dir() / operator.name / "lock"
+    assert lock.parent == tmp_path / operator and lock.with_name(f"{operator.name}.so").exists()
     lock.touch()
     hour_ago = time.time() - 3600
     os.utime(lock, (hour_ago, hour_ago))
     notes: list[str] = []
-    build_native_ops(request, tmp_path, note=notes)
+    build_native_ops(request, tmp_path / "launch", note=notes)
     assert notes == ["removed a stale build lock of deepspeed_shm_comm"]
     assert not lock.exists()
-    assert run(request, starter=forking_starter()).outcome is Outcome.OK
+    assert run(request).outcome is Outcome.OK
