@@ -42,7 +42,7 @@ CASES = [
     ("zero3", "rslora", False),
     ("fsdp2_no_reshard", "nf4", False),
 ]  # (strategy, adapter, chunked loss)
-QUICK = [("fsdp2", "nf4", True), ("zero3", "dora", False)]
+QUICK = [("fsdp2", "nf4", True)]
 # arXiv:2305.14314, appendix E: the sixteen values of NF4, of blocks scaled to [-1, 1].
 NF4_VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,

@@ -186,9 +186,7 @@ def estimate(folder, config, *flags):
     return autotune("estimate", str(file), "--gpus", "2", "--gpu-type", "a100-80gb", *flags)
 
 
-@pytest.mark.parametrize(
-    "family", [f if f == "granite" else pytest.param(f, marks=SLOW) for f in OTHER_FAMILIES]
-)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=SLOW) for f in OTHER_FAMILIES])
 def test_estimate_prints(monkeypatch, tmp_path, family):
     monkeypatch.setenv("AUTOTUNE_CACHE_DIR", str(tmp_path / "cache"))
     done = estimate(tmp_path, config_of(family), "--json")

@@ -23,6 +23,7 @@ from tests.integration.ranks import logged, make_plan, run_well, training_reques
 pytestmark = pytest.mark.integration
 
 STEPS = 20
+SLOW = pytest.mark.slow
 BF16_ROUNDING = 2.0**-9
 
 
@@ -92,7 +93,7 @@ def test_sharded_engines_agree_to_the_last_bits(strategy, trained):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "cp"), [("ddp", 1), pytest.param("zero2", 2, marks=pytest.mark.slow)]
+    ("strategy", "cp"), [pytest.param("ddp", 1, marks=SLOW), pytest.param("zero2", 2, marks=SLOW)]
 )
 def test_other_rounding_stays_within_one_bf16_rounding(strategy, cp, trained):
     (loss, norm), (want_loss, want_norm) = trained(strategy, cp), trained("zero2")

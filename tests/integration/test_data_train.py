@@ -124,6 +124,7 @@ def test_data_sets_of_every_kind_train_with_the_tokens_that_were_meant(tmp_path:
     assert said + f"{sum(expected):,} of them trained on" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_says_what_it_reads_and_keeps_it(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It is wide."}]
     data, out = tmp_path / "talks.jsonl", tmp_path / "study"

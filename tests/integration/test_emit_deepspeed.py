@@ -80,6 +80,7 @@ def test_deepspeed_accepts_every_strategy():
     assert parsed == expected
 
 
+@pytest.mark.slow  # in make test, test_bf16.py compares what comes of it
 def test_gradients_are_reduced_and_accumulated_in_fp32(tmp_path):
     out = tmp_path / "numerics.json"
     build_native_ops(

@@ -1,7 +1,7 @@
 """Families on real ranks, from random weights: every engine takes the same steps as one process.
 
-gpt-oss has nearly every trait at once (experts, biases, sinks, windows in every other layer), so it
-stands for the others in the quick set; fp32, packed, SGD, as in the parity tests.
+In fp32, packed, under SGD, as in the parity tests; all in test-slow. `make test` has the families'
+attention and experts in one process (test_family_attention.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "strategy", "cp", "recompute"),
     [
-        pytest.param("gpt_oss", "fsdp2", 2, True, id="gpt_oss-fsdp2-cp2-recompute"),
+        pytest.param("gpt_oss", "fsdp2", 2, True, id="gpt_oss-fsdp2-cp2-recompute", marks=SLOW),
         pytest.param("gpt_oss", "zero3", 1, False, id="gpt_oss-zero3", marks=SLOW),
         pytest.param("gpt_oss", "zero2", 2, False, id="gpt_oss-zero2-cp2", marks=SLOW),
         pytest.param("mixtral", "zero3", 1, True, id="mixtral-zero3-recompute", marks=SLOW),

@@ -53,6 +53,7 @@ def peaks(results: list[RankResult]) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_both_starts_measure_the_same_memory(server: ForkServer, tmp_path: Path) -> None:
     """Two cold starts differ by 0.5 MiB; without the file pages a forked rank showed 12 more.
 

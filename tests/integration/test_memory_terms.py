@@ -57,7 +57,8 @@ def state_of(optimizer):
 @pytest.mark.parametrize(
     "kind",
     [
-        Optimizer.ADAMW, Optimizer.ADAFACTOR, Optimizer.MUON, Optimizer.SGD, Optimizer.SGD_MOMENTUM,
+        Optimizer.ADAMW, Optimizer.ADAFACTOR, Optimizer.SGD, Optimizer.SGD_MOMENTUM,
+        pytest.param(Optimizer.MUON, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_states_and_step_of_torch(kind, dtype):

@@ -84,12 +84,10 @@ RING = [
 """Ring attention: SGD packed and plain, because its kernels differ."""
 QUICK_RING = [
     (True, ("zero2", 2, 2, 4, False)),
-    (False, ("fsdp2", 2, 2, 4, True)),
 ]
 QUICK = {
     ("sgd", True): [c for c in CASES if c not in SLOW],
     ("adamw", True): [("zero1", 2, 1, 2, False)],
-    ("sgd", False): [("fsdp2", 2, 1, 2, False)],
 }
 
 
@@ -161,7 +159,9 @@ def _train(plan, folder: Path, corpus: Path, weights: Path, optimizer: str, pack
     return logged(folder, "loss"), logged(folder, "grad_norm")
 
 
-@pytest.mark.parametrize("packing", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize(
+    "packing", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["packed", "plain"]
+)
 def test_the_reference_itself(packing, reference, tmp_path, corpus, initial_state):
     """One process of the runner against plain transformers: an error common to all would show."""
     plan = make_plan("ddp", 1, micro_batch_size=GLOBAL_BATCH, grad_accum_steps=1)

@@ -300,6 +300,7 @@ def test_a_ring_is_traced_without_its_ranks():
         assert profile.kinds[-1].forward.end == counted.kinds[-1].forward.end
 
 
+@pytest.mark.slow
 def test_layers_that_differ_are_told_apart():
     """Without a table a family: windows in every other layer, dense layers among experts."""
     key = replace(KEY, windowed=True)
