@@ -18,7 +18,7 @@ from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Lora, Workload
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
-from tests.unit.test_capacity import plan_of, run
+from tests.unit.capacity_runs import plan_of, run
 
 DEMO = Path(__file__).resolve().parents[2] / "reports" / "examples" / "demo-2-cpu-ranks"
 MODEL, WORKLOAD = load_model("qwen3-1.7b"), Workload()
