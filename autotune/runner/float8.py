@@ -143,12 +143,6 @@ def float8_fault(model: Any, workload: Workload, device: str, asked: int) -> tup
     return len(found), ""
 
 
-def left_behind(optimizer: Any, model: nn.Module) -> list[str]:
-    """Return the trained parameters of a prepared model that its optimizer does not step over."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-
-
 def _cast_as_autocast_does(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Cast a projection's input, which torchao does under CUDA's autocast alone."""
     if not torch.is_autocast_enabled("cpu"):

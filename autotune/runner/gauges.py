@@ -11,11 +11,9 @@ from pathlib import Path
 
 import torch
 
+from autotune.trial.memory_left import TWO_STACKS_BYTES
 from autotune.trial.protocol import Outcome
 
-_AT_LIMIT = 16 * 2**20
-"""Two thread stacks of 8 MiB (the default of `ulimit -s`): the largest blocks torch does not ask
-for."""
 _LIBRARY_ERRORS = (RuntimeError, OSError, SystemError)
 MEMORY_ERRORS = (*_LIBRARY_ERRORS, MemoryError)
 """Every kind of exception `memory_outcome` may call out of memory."""
@@ -142,7 +140,9 @@ class CpuGauge:
         Libraries report it in their own words: threads as "Resource temporarily unavailable",
         oneDNN as "could not create a primitive".
         """
-        return self._ceiling is not None and self._ceiling - _status_bytes("VmData") < _AT_LIMIT
+        return (
+            self._ceiling is not None and self._ceiling - _status_bytes("VmData") < TWO_STACKS_BYTES
+        )
 
     def lift_limit(self) -> None:
         """Take the limit away."""

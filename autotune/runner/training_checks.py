@@ -8,7 +8,7 @@ from torch import nn
 
 from autotune.plan import Engine
 from autotune.runner.compiling import decoder_layers
-from autotune.runner.float8 import float8_fault, left_behind
+from autotune.runner.float8 import float8_fault
 from autotune.runner.liger import missing_kernels
 from autotune.runner.quantised import count_quantised
 from autotune.runner.trainer import AutotuneTrainer
@@ -23,6 +23,13 @@ def training_faults(trainer: AutotuneTrainer, request: Request) -> tuple[dict[st
     found: dict[str, Any] = {}
     workload = request.workload
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if trainer.plan.engine is not Engine.DEEPSPEED:  # which steps over masters of its own
+        left = left_behind(trainer.optimizer, model)
+        if left:
+            return found, (
+                f"{len(left)} parameters are to be trained, but the optimizer does not step over "
+                f"them ({', '.join(left[:3])})"
+            )
     if workload.adapter is not None and workload.adapter.base_storage is not None:
         found["layers_in_4bit"] = count_quantised(model)
         whole = _whole_linears(model)
@@ -41,13 +48,6 @@ def training_faults(trainer: AutotuneTrainer, request: Request) -> tuple[dict[st
         found["float8_projections"], fault = float8_fault(model, workload, request.device, asked)
         if fault:
             return found, fault
-        if trainer.plan.engine is not Engine.DEEPSPEED:  # which steps over masters of its own
-            left = left_behind(trainer.optimizer, model)
-            if left:
-                return found, (
-                    f"asked to train all parameters, but the optimizer does not step over "
-                    f"{len(left)} of them ({', '.join(left[:3])})"
-                )
     if workload.optimizer in EIGHT_BIT:
         runs = optimizer_running(trainer)
         found["optimizer"] = runs
@@ -68,6 +68,12 @@ def optimizer_running(trainer: AutotuneTrainer) -> str:
     if type(inner).__module__.startswith("bitsandbytes") and bits == 8:
         return "paged_adamw_8bit" if inner.is_paged else "adamw_8bit"
     return type(inner).__name__
+
+
+def left_behind(optimizer: Any, model: nn.Module) -> list[str]:
+    """Return the trained parameters of a prepared model that its optimizer does not step over."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
 
 
 def _whole_linears(model: nn.Module) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,15 +138,15 @@ class LiveLaunch:
         if self._launch is None:
             return self._told(_refusal(estimate.plan, self._refused))
         asked = time.monotonic()
-        try:
+        with ExitStack() as cut_off:
+            # On Ctrl-C, or the user's mistake: no rank goes on for it.
+            cut_off.callback(self._launch.close, at_once=True)
             record = self._launch.measure(
                 rung_of(estimate.plan),
                 give_up_step_s=give_up_step_s,
                 deadline_s=self._deadline_s(estimate),
             )
-        except BaseException:  # Ctrl-C, or the user's mistake: no rank goes on for it
-            self._launch.close(at_once=True)
-            raise
+            cut_off.pop_all()
         self._first = False
         self._longest_rung_s = max(self._longest_rung_s, time.monotonic() - asked)
         if record.outcome is Outcome.TIMEOUT and cut_by_budget(self._bench.budget_ends):

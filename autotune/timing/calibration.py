@@ -235,6 +235,11 @@ EXCHANGED = "-cp"
 """After an `engine_kind`: tried with sequences split over `TRIED_CP` ranks."""
 
 
+def has_measured_passes(workload: Workload) -> bool:
+    """Say whether the passes that are measured are this workload's: full, in the compute type."""
+    return workload.adapter is None and not workload.fp8
+
+
 def engine_kind(plan: Plan) -> str:
     """Return what tells plans apart that communicate differently, such as ``zero3-offload``.
 

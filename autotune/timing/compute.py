@@ -17,7 +17,7 @@ from autotune.spec.float8 import float8_counts
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Precision, Workload
-from autotune.timing.calibration import Calibration
+from autotune.timing.calibration import Calibration, has_measured_passes
 from autotune.timing.flops import attention_flops_per_token
 
 Array = NDArray[np.float64]
@@ -116,7 +116,7 @@ def compute_of(
     batch, cp = numbers[:, 0], numbers[:, 4]
     tokens = batch * workload.seq_len / cp
     regime = regime_of(plan, workload.precision)
-    if calibration is not None and workload.adapter is None and not workload.fp8:
+    if calibration is not None and has_measured_passes(workload):
         passes = calibration.passes(model_key(model), regime, packing=workload.packing)
         if passes is not None and passes.layer_recompute is not None:
             depth, seq = model.num_layers, workload.seq_len

@@ -11,7 +11,13 @@ from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.hardware import HardwareSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
-from autotune.timing.calibration import EXCHANGED, TRIED_CP, Calibration, engine_kind
+from autotune.timing.calibration import (
+    EXCHANGED,
+    TRIED_CP,
+    Calibration,
+    engine_kind,
+    has_measured_passes,
+)
 from autotune.timing.passes import nonnegative_fit
 
 Array = NDArray[np.float64]
@@ -35,9 +41,7 @@ def engine_extra(
     Returns:
         None where the engine was not tried on so many ranks.
     """
-    if calibration is None or not hardware.gpu.is_cpu or workload.adapter is not None:
-        return None
-    if workload.fp8:  # the passes that were measured are of other products
+    if calibration is None or not (hardware.gpu.is_cpu and has_measured_passes(workload)):
         return None
     key = model_key(model)
     times = calibration.engine(key, workload, engine_kind(plan), plan.world_size)
@@ -72,9 +76,7 @@ def exchange_tried(
         None where no plan is sequence-parallel, or none was tried on so many ranks; what was
         tried is Ulysses.
     """
-    if calibration is None or not hardware.gpu.is_cpu or workload.adapter is not None:
-        return None
-    if workload.fp8:  # the passes that were measured are of other products
+    if calibration is None or not (hardware.gpu.is_cpu and has_measured_passes(workload)):
         return None
     if plan.cp_backend is not CpBackend.ULYSSES:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,11 +156,10 @@ class ConversationalLaunch:
         self._running = Running(
             self._request, self._folder, environment=self._environment, starter=self._starter
         )
-        try:
+        with ExitStack() as started:
+            started.callback(self._running.stop)  # on Ctrl-C too: no rank must stay
             self._running.start()
-        except BaseException:  # Ctrl-C too: the ranks started before it must not stay
-            self._running.stop()
-            raise
+            started.pop_all()
 
     def _write(self, rung: Rung | None, give_up_step_s: float | None) -> None:
         order = RungOrder(launch_id=self._running.tag, rung=rung, give_up_step_s=give_up_step_s)

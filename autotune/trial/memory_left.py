@@ -11,6 +11,9 @@ import time
 from collections import deque
 from pathlib import Path
 
+TWO_STACKS_BYTES = 16 * 2**20
+"""Two thread stacks of 8 MiB (the default of `ulimit -s`): the largest blocks that torch does not
+ask for."""
 _EVERY_S = 0.1
 _REMEMBERED = 10
 """Looks, a second of them: a step's peak comes and goes."""

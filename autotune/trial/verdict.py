@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from autotune.trial.memory_left import TWO_STACKS_BYTES
 from autotune.trial.protocol import Outcome, Phase, RankResult
 from autotune.trial.ranks import RankProcess
 from autotune.trial.watch import Rank, Verdict
@@ -13,8 +14,6 @@ from autotune.units import format_bytes
 
 _NATIVE_DEATHS = ("SIGSEGV", "SIGABRT")
 """What native code ends by that gets no memory: a null pointer followed, or std::terminate."""
-_STACKS_BYTES = 16 * 2**20
-"""Two thread stacks of 8 MiB, as `autotune.runner.gauges` has it."""
 _NEAR = 0.125
 """Share of a rank's limit that it may have left and still have died of it: it is looked at ten
 times a second, and dies of what it asked for after the last look."""
@@ -70,7 +69,7 @@ def conclude(
                 how, kind = _describe_exit(
                     rank.process,
                     host_out_of_memory=host_out_of_memory,
-                    near_bytes=max(_STACKS_BYTES, int(_NEAR * (memory_limit_bytes or 0))),
+                    near_bytes=max(TWO_STACKS_BYTES, int(_NEAR * (memory_limit_bytes or 0))),
                 )
                 # Its death is noticed late, and by then the others have met its silence.
                 failures.append((rank.alive_at, rank.number, kind, f"rank {rank.number} {how}"))

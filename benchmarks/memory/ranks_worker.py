@@ -256,7 +256,7 @@ def _rank(folder: Path, request: Request, rank: int, world: int, port: int) -> N
         temporary.write_text(json.dumps(result))
         temporary.rename(folder / f"rank-{rank}.memory.json")
         code = 0
-    except BaseException:
+    except BaseException:  # a forked child: its parent reads its code and its log
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -52,11 +53,10 @@ class Hosts:
         why = why_not()
         if why:
             raise AutotuneError(why)
-        try:
+        with ExitStack() as made:
+            made.callback(self._remove)
             self._set_up()
-        except BaseException:
-            self._remove()
-            raise
+            made.pop_all()
         return self
 
     def __exit__(

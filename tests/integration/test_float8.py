@@ -34,8 +34,8 @@ from autotune.runner.float8 import (  # noqa: E402
     apply_float8,
     float8_fault,
     import_torchao,
-    left_behind,
 )
+from autotune.runner.training_checks import left_behind  # noqa: E402
 from tests.integration.test_memory_peak import train  # noqa: E402
 
 FP8 = Workload(seq_len=64, global_batch_size=8, optimizer="sgd", precision="fp32", fp8=True)

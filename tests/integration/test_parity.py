@@ -190,7 +190,7 @@ def test_parity(
         grad_accum_steps=GLOBAL_BATCH // (world // cp * micro),
         recompute=recompute,
     )
-    _agree(plan, optimizer, packing, reference, tmp_path, corpus, initial_state)
+    assert_agrees(plan, optimizer, packing, reference, tmp_path, corpus, initial_state)
 
 
 @pytest.mark.parametrize(("packing", "strategy", "world", "cp", "micro", "recompute"), _rings())
@@ -207,10 +207,10 @@ def test_ring_parity(
         grad_accum_steps=GLOBAL_BATCH // (world // cp * micro),
         recompute=recompute,
     )
-    _agree(plan, "sgd", packing, reference, tmp_path, corpus, initial_state)
+    assert_agrees(plan, "sgd", packing, reference, tmp_path, corpus, initial_state)
 
 
-def _agree(plan, optimizer, packing, reference, tmp_path, corpus, initial_state):
+def assert_agrees(plan, optimizer, packing, reference, tmp_path, corpus, initial_state):
     want_loss, want_norm = reference(optimizer, packing)
     loss, norm = _train(plan, tmp_path, corpus, initial_state, optimizer, packing)
     assert len(loss) == len(want_loss) == STEPS

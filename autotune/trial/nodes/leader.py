@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -64,11 +65,10 @@ class Leader:
 
     def __enter__(self) -> Self:
         self._hosts.open()
-        try:
+        with ExitStack() as joined:
+            joined.callback(self.close)  # on Ctrl-C too the hosts that joined are let go
             self._hosts.wait_for_all(self._join_limit_s)
-        except BaseException:  # Ctrl-C too: the hosts that joined are let go
-            self.close()
-            raise
+            joined.pop_all()
         return self
 
     def __exit__(
