@@ -125,10 +125,11 @@ def make_trainer(
     request, plan = session.request, session.plan
     made = arguments()
     model = build_model(request, plan)
-    if plan.tp > 1 and made.parallelism_config is not None:
+    if made.parallelism_config is not None:
         with session.gauge.uncounted():
             made.parallelism_config.get_device_mesh(request.device)
-        split_model(model, made.parallelism_config, request.device)
+        if plan.tp > 1:
+            split_model(model, made.parallelism_config, request.device)
     apply_liger(model, request.workload.liger)
     apply_float8(model, request.workload, request.device)
     enable_recompute(model, plan)

@@ -164,9 +164,12 @@ def test_it_goes_on_from_a_checkpoint_and_leaves_whole_weights(model, weights, t
     assert one == other
 
 
-def test_the_stacks_of_its_threads_are_no_memory_of_the_run(tmp_path):
+@pytest.mark.parametrize(
+    "layout", [("fsdp2", 4, 2, 1, 2, False), ("hsdp", 4, 1, 1, 2, False)], ids=["tp", "hsdp"]
+)
+def test_the_stacks_of_a_mesh_s_threads_are_no_memory_of_the_run(layout, tmp_path):
     """Each group has threads, whose untouched stacks alone went over a CPU rank's limit."""
-    plan = _plan("fsdp2", 4, 2, 1, 2, False)
+    plan = _plan(*layout)
     request = trial_request(plan, tmp_path, rungs=[(2, 2)], memory_limit_bytes=100 * 2**20)
     results = run_well(request).results
     for part in (part for result in results for part in result.rungs[0].accumulations):
