@@ -34,7 +34,7 @@ help:
 	@echo 'make demo            a corpus, a search on 2 CPU ranks, a training run, a resumed one'
 	@echo 'make test            every test that needs no GPU and ends in minutes'
 	@echo 'make test-slow       the tests that take longer'
-	@echo 'make conformance  exports and best.yml given to Axolotl, torchtitan and LLaMA-Factory'
+	@echo 'make conformance     exports and best.yml given to Axolotl, torchtitan and LLaMA-Factory'
 	@echo 'make lint            ruff (rules and format) and mypy'
 	@echo 'make gpu             tests and a measured grid on the CUDA GPU here'
 	@echo 'make base-test       the wheel without extras: no torch'
