@@ -12,15 +12,13 @@ from autotune.cli.options import (
     add_hardware_arguments,
     add_knowledge_argument,
     add_model_argument,
-    add_tensor_parallel_argument,
     add_workload_arguments,
-    comma_list,
     memory_limit_from,
     positive_int,
-    tensor_parallel_from,
     use_knowledge,
     workload_from,
 )
+from autotune.cli.space import add_space_arguments, space_from
 
 if TYPE_CHECKING:
     from autotune.planner import Ranking
@@ -37,13 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_hardware_arguments(parser)
     add_workload_arguments(parser)
     add_knowledge_argument(parser)
-    parser.add_argument(
-        "--strategies",
-        type=comma_list,
-        metavar="A,B",
-        help="names or YAML files (default: all that ship)",
-    )
-    add_tensor_parallel_argument(parser)
+    add_space_arguments(parser)
     parser.add_argument(
         "--top",
         type=positive_int,
@@ -80,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         workload,
         hardware,
         load_strategies(args.strategies),
-        tp_degrees=tensor_parallel_from(args),
+        **space_from(args),
         residuals=residuals_for(hardware),
         calibration=None if args.no_knowledge else calibration_for(hardware),
     )

@@ -12,9 +12,9 @@ from autotune.cli.nodes import follow_if_told, leading, prepare_hosts
 from autotune.cli.options import use_knowledge
 from autotune.cli.search_contract import contract_of, contract_words
 from autotune.cli.search_flags import add_arguments
+from autotune.cli.space import space_from
 from autotune.cli.start import start_words
 from autotune.errors import AutotuneError, NothingFitsError
-from autotune.plan import CpBackend, Recompute
 from autotune.units import parse_duration_s
 
 if TYPE_CHECKING:
@@ -56,11 +56,7 @@ def run(args: argparse.Namespace) -> int:
         contract.workload,
         contract.hardware,
         strategies,
-        micro_batches=contract.micro_batches,
-        cp_degrees=contract.cp_degrees,
-        cp_backends=[CpBackend(name) for name in contract.cp_backends] or None,
-        tp_degrees=contract.tp_degrees,
-        recompute=[Recompute(mode) for mode in contract.recompute],
+        **space_from(args),
         also=[contract.start.plan] if contract.start else [],
         residuals=residuals_for(contract.hardware),
         calibration=calibration,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from autotune.cli.data import dataset_from
 from autotune.cli.nodes import ranks_per_node
-from autotune.cli.options import integers, memory_limit_from, tensor_parallel_from
+from autotune.cli.options import memory_limit_from
+from autotune.cli.space import space_from
 from autotune.cli.start import datasets_of, read_given, start_of, strategies_of, workload_of
 from autotune.errors import AutotuneError
-from autotune.plan import CpBackend, Recompute
 
 if TYPE_CHECKING:
     from autotune.search.study import Contract
@@ -29,6 +29,7 @@ def contract_of(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
     args.gpus = given.num_gpus
     ranks_per_node(args, args.gpus)  # refuses what does not go together
     limit = memory_limit_from(args)
+    space = space_from(args)
     dataset = dataset_from(args)
     workload = workload_of(args, given)
     datasets = datasets_of(given)
@@ -51,11 +52,11 @@ def contract_of(args: argparse.Namespace) -> tuple[Contract, list[Strategy]]:
         hardware=hardware,
         device=args.device,
         strategies=[strategy.name for strategy in strategies],
-        micro_batches=integers(args.micro_batches, "--micro-batches"),
-        cp_degrees=integers(args.sequence_parallel, "--sequence-parallel") or [1, 2, 4],
-        tp_degrees=tensor_parallel_from(args),
-        cp_backends=_cp_backends(args.sequence_parallel_by),
-        recompute=_recompute_modes(args.recompute),
+        micro_batches=space["micro_batches"],
+        cp_degrees=space["cp_degrees"],
+        tp_degrees=space["tp_degrees"],
+        cp_backends=[str(backend) for backend in space["cp_backends"] or []],
+        recompute=[str(mode) for mode in space["recompute"]],
         memory_limit_bytes=limit,
         datasets=datasets,
         seed=args.seed,
@@ -87,22 +88,3 @@ def _check_cores(ranks: int) -> None:
             f"{ranks} CPU ranks on {cores} cores would measure their queueing, not training. "
             f"Lower --gpus to {4 * cores} or less, or predict with 'autotune plan --gpu-type TYPE'."
         )
-
-
-def _recompute_modes(words: list[str] | None) -> list[str]:
-    known = [str(mode) for mode in Recompute]
-    unknown = [word for word in words or [] if word not in known]
-    if unknown or words == []:
-        raise AutotuneError(
-            f"--recompute {','.join(words or [])!r}: allowed are {', '.join(known)}."
-        )
-    return words or known
-
-
-def _cp_backends(words: list[str] | None) -> list[str]:
-    known = [str(backend) for backend in CpBackend]
-    if words == [] or any(word not in known for word in words or []):
-        raise AutotuneError(
-            f"--sequence-parallel-by {','.join(words or [])!r}: allowed are {', '.join(known)}."
-        )
-    return words or []

@@ -11,13 +11,12 @@ from autotune.cli.nodes import add_node_arguments
 from autotune.cli.options import (
     add_knowledge_argument,
     add_model_argument,
-    add_tensor_parallel_argument,
     add_workload_arguments,
-    comma_list,
     positive_int,
     seed_number,
     whole_number,
 )
+from autotune.cli.space import add_space_arguments
 from autotune.cli.start import add_start_arguments
 from autotune.search.names import DEFAULT_SAMPLER, FINALISTS, SAMPLERS, TOLERANCE
 
@@ -49,29 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_workload_arguments(parser)
     add_data_arguments(parser)
     add_knowledge_argument(parser)
-    space = parser.add_argument_group("space")
-    space.add_argument(
-        "--strategies", type=comma_list, metavar="A,B", help="default: all that ship"
-    )
-    space.add_argument(
-        "--micro-batches", type=comma_list, metavar="1,2,4", help="default: powers of two"
-    )
-    space.add_argument(
-        "--sequence-parallel", type=comma_list, metavar="1,2", help="degrees (default: 1,2,4)"
-    )
-    space.add_argument(
-        "--sequence-parallel-by",
-        type=comma_list,
-        metavar="ulysses,ring",
-        help="how (default: ulysses, and ring for degrees that do not divide the heads)",
-    )
-    add_tensor_parallel_argument(space)
-    space.add_argument(
-        "--recompute",
-        type=comma_list,
-        metavar="none,full",
-        help="activation checkpointing modes (default: none,full)",
-    )
+    add_space_arguments(parser)
     effort = parser.add_argument_group("effort")
     effort.add_argument(
         "--trials",

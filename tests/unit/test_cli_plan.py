@@ -212,3 +212,29 @@ def test_tensor_parallel_degrees_that_are_none(capsys, degrees):
     code, out, err = run(capsys, *PLAN, "--tensor-parallel", degrees)
     assert (code, out) == (2, "")
     assert "--tensor-parallel" in err and "whole numbers above 0" in err and err.count("\n") == 1
+
+
+def test_the_space_is_narrowed_as_a_search_s_is(capsys):
+    flags = "--strategies fsdp2 --sequence-parallel 1,2 --sequence-parallel-by ring,ring".split()
+    flags += "--micro-batches 1,2 --recompute full".split()
+    code, out, _ = run(capsys, *PLAN, *flags, "--json")
+    plans = [each["plan"] for each in json.loads(out)["candidates"]]
+    assert code == 0 and {plan["recompute"] for plan in plans} == {"full"}
+    found = sorted((p["cp"], p["cp_backend"], p["micro_batch_size"]) for p in plans)
+    assert found == [(1, "ulysses", 1), (1, "ulysses", 2), (2, "ring", 1), (2, "ring", 2)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--sequence-parallel-by", "rings", "ulysses, ring"),
+        ("--recompute", "some", "none, full"),
+        ("--recompute", "", "none, full"),
+        ("--micro-batches", "0", "whole numbers above 0"),
+        ("--sequence-parallel", "two", "whole numbers above 0"),
+    ],
+)
+def test_a_space_that_is_none(capsys, flag, value, allowed):
+    code, out, err = run(capsys, *PLAN, flag, value)
+    assert (code, out) == (2, "")
+    assert flag in err and allowed in err and err.count("\n") == 1
