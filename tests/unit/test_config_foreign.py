@@ -160,6 +160,12 @@ def test_fp8_of_accelerate(read):
     assert contract.fp8 and contract.fp8_all_gather and contract.precision == "bf16"
 
 
+def test_fp8_of_accelerate_with_deepspeed_is_over_bf16(read):
+    text = DEEPSPEED.replace("mixed_precision: bf16", "mixed_precision: fp8")
+    contract = read(text).config.contract
+    assert contract.fp8 and contract.precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [

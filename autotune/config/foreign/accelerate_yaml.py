@@ -130,7 +130,8 @@ def _engine(
         mapping, label = find_deepspeed(file, folder, fields.where)
     else:
         mapping, label = mapping_of_fields(fields, found), fields.where
-        mapping["bf16"] = {"enabled": top.raw("mixed_precision") == "bf16"}
+        # As its `DeepSpeedPlugin.set_mixed_precision`: what is not in float8 is in bf16.
+        mapping["bf16"] = {"enabled": top.raw("mixed_precision") in ("bf16", "fp8")}
     cp = max(sizes.get("sp_size", 1), sizes.get("cp_size", 1))
     asked = num_gpus if num_gpus is not None else _processes(top)
     return translate_deepspeed(
