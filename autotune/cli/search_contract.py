@@ -96,7 +96,7 @@ def _recompute_modes(words: list[str] | None) -> list[str]:
         raise AutotuneError(
             f"--recompute {','.join(words or [])!r}: allowed are {', '.join(known)}."
         )
-    return words or known
+    return list(dict.fromkeys(words or known))
 
 
 def _cp_backends(words: list[str] | None) -> list[str]:
@@ -105,4 +105,4 @@ def _cp_backends(words: list[str] | None) -> list[str]:
         raise AutotuneError(
             f"--sequence-parallel-by {','.join(words or [])!r}: allowed are {', '.join(known)}."
         )
-    return words or []
+    return list(dict.fromkeys(words or []))
