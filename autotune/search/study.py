@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autotune import __version__
 from autotune.errors import AutotuneError
+from autotune.folders import make_folder
 from autotune.search.content import data_digest, tokenizer_digest
 from autotune.search.space import Space
 from autotune.search.start import Start
@@ -230,9 +231,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the study for this process alone; the kernel frees the lock when the process dies.
 
     Raises:
-        AutotuneError: another search works in the folder.
+        AutotuneError: another search works in the folder, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     with (folder / _LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -178,6 +178,13 @@ def test_a_study_that_cannot_be_read_is_refused(tmp_path, text):
         check_folder(tmp_path, CONTRACT)
 
 
+def test_a_folder_below_a_file_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AutotuneError, match="no folder can be made there"):
+        with locked(tmp_path / "file" / "study"):
+            pass
+
+
 def test_one_search_at_a_time(tmp_path):
     with (
         locked(tmp_path / "new"),
