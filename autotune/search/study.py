@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -218,7 +219,8 @@ def _has_records(folder: Path) -> bool:
 
 def _set_aside(folder: Path) -> None:
     """Move the files of a study out of the way of the one that takes its place."""
-    aside = folder / f"replaced-{len(list(folder.glob('replaced-*'))) + 1}"
+    names = (folder / f"replaced-{number}" for number in itertools.count(1))
+    aside = next(path for path in names if not path.exists())
     aside.mkdir()
     for name in _FILES:
         if (folder / name).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -115,8 +116,9 @@ def set_aside_later(run: Path, step: int) -> None:
     """
     for later, path in checkpoints_of(run):
         if later > step:
-            before = len(list(run.glob(f"cut-{path.name}*")))
-            path.rename(run / (f"cut-{path.name}" + (f"-{before + 1}" if before else "")))
+            ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+            names = (run / f"cut-{path.name}{end}" for end in ends)
+            path.rename(next(new for new in names if not new.exists()))
 
 
 def step_of(checkpoint: Path) -> int:

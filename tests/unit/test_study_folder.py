@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def test_a_study_that_measured_nothing_is_replaced(tmp_path, records, caplog):
     assert "had measured nothing; its files are in" in caplog.text
     assert open_study(tmp_path, CONTRACT) is False
     assert (tmp_path / "replaced-2" / "study.json").exists()
+    shutil.rmtree(tmp_path / "replaced-1")
+    assert open_study(tmp_path, other) is False
+    assert (tmp_path / "replaced-1" / "study.json").exists()
 
 
 def change_a_file(folder: Path) -> None:
