@@ -140,6 +140,8 @@ class Plan:
         words = [f"tp={self.tp}"] if self.tp > 1 else []
         if self.cp > 1:
             words += [f"cp={self.cp}", *(["ring"] if self.cp_backend is CpBackend.RING else [])]
+        if self.heads_k_stride > 1:
+            words.append(f"heads_k_stride={self.heads_k_stride}")
         return words
 
     def describe(self) -> str:

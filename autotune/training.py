@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from autotune.config import RunConfig
 from autotune.errors import AutotuneError
+from autotune.folders import make_folder
 from autotune.plan import Plan
 from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
@@ -122,7 +123,7 @@ def last_checkpoint(folder: Path) -> Path:
 def train(request: Request, log: TrainLog, starter: Starter | None = None) -> Trained:
     """Run the request to its end and return how it went; `starter` as in `run_launch`."""
     out_dir = Path(request.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir, "--output-dir")
     number = max((n for n, _ in numbered_launches(out_dir / LAUNCHES)), default=0) + 1
     folder = out_dir / LAUNCHES / f"{number:04d}"
     build_native_ops(request, folder)

@@ -8,10 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from autotune.errors import AutotuneError
-from autotune.spec.model import ModelSpec, model_from_config
+from autotune.spec.model import NAMES_AND_PLACES, ModelSpec, model_from_config
 from autotune.spec.workload import Workload
-
-_FILES_OF_A_MODEL = {"name", "hf_config", "weights", "tokenizer"}
 
 
 def check_model(study: str, contract: Mapping[str, Any], model: ModelSpec) -> None:
@@ -24,8 +22,8 @@ def check_model(study: str, contract: Mapping[str, Any], model: ModelSpec) -> No
     name = own.get("name", "an unnamed model")
     if isinstance(own.get("config"), dict):
         measured = model_from_config(str(name), own["config"])
-        same = measured.model_dump(exclude=_FILES_OF_A_MODEL) == model.model_dump(
-            exclude=_FILES_OF_A_MODEL
+        same = measured.model_dump(exclude=NAMES_AND_PLACES) == model.model_dump(
+            exclude=NAMES_AND_PLACES
         )
     else:
         same = own.get("num_parameters") == model.num_parameters

@@ -23,6 +23,7 @@ from autotune.cli.options import (
     workload_from,
 )
 from autotune.errors import AutotuneError, nearest
+from autotune.folders import make_folder
 from autotune.units import parse_count, parse_duration_s
 
 if TYPE_CHECKING:
@@ -230,12 +231,7 @@ def _targets(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
 
     if args.out is None:
         return args.csv, args.html
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AutotuneError(
-            f"--out {args.out} cannot be made: {error.strerror}. Give a folder."
-        ) from error
+    make_folder(args.out, "--out")
     return args.csv or args.out / CSV_FILE, args.html or args.out / HTML_FILE
 
 

@@ -7,6 +7,7 @@ import csv
 import glob
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,13 @@ def _first_columns(path: Path) -> list[str]:
             else path.open(encoding="utf-8-sig", errors="replace")
         ) as file:
             start = file.read(_FIRST_CHARACTERS)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise AutotuneError(f"{path} cannot be read: {error}.") from error
     if ".csv" in path.suffixes:
-        return next(csv.reader(start.splitlines()), [])
+        try:
+            return next(csv.reader(start.splitlines()), [])
+        except csv.Error as error:
+            raise AutotuneError(f"{path} is not CSV: {error}.") from error
     return _columns_of_json(path, start)
 
 
@@ -141,4 +145,6 @@ def _columns_of_json(path: Path, start: str) -> list[str]:
             f"{path}, line {line} is not JSON: {error.msg}. (Only the first row was read; say with "
             "--data-type what a row is where it is longer than 2**20 characters.)"
         ) from None
+    except (ValueError, RecursionError) as error:  # digits or brackets past what Python takes
+        raise AutotuneError(f"{path}: its first row cannot be read: {error}.") from None
     return list(row)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from autotune.errors import AutotuneError, nearest
+from autotune.folders import make_folder
 
 _WHAT = ("deepspeed_configs",)
 
@@ -89,12 +90,7 @@ def fetch_presets(dest: Path, *, force: bool) -> list[Fetched]:
     """
     from autotune.config import preset_names
 
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AutotuneError(
-            f"--dest {dest}: no folder can be made there: {error.strerror or error}. Give another."
-        ) from error
+    make_folder(dest, "--dest")
     return [_fetch(name, dest / name, force=force) for name in preset_names()]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import AutotuneError
+from autotune.folders import make_folder
 
 if TYPE_CHECKING:
     from autotune.trial.adapters import MergeOrder
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     out = args.out.resolve()
     _check_out(out, args.run.resolve(), force=args.force)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent, "--out")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         made = Path(folder) / "merged"
         made.mkdir()

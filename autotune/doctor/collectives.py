@@ -169,7 +169,8 @@ class Ranks:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        _stdin(process).close()
+        with contextlib.suppress(BrokenPipeError):  # of an order that it did not take
+            _stdin(process).close()
         _stdout(process).close()
 
     def _log(self, number: int) -> Path:

@@ -59,7 +59,7 @@ def to_torchtitan(job: Job, file_name: str) -> Exported:
             f"context_parallel_size: {plan.cp} is torch's context parallelism in torchtitan, "
             f"measured here was {cp_words(plan)}: memory and speed differ."
         )
-    nodes = -(-plan.world_size // _RANKS_A_NODE)
+    nodes = _nodes_of(plan.world_size)
     if nodes > 1:
         warnings.append(
             f"{nodes} nodes: run the script on each, with RDZV_ENDPOINT set to the first one's "
@@ -135,6 +135,12 @@ def _check(job: Job) -> None:
         raise AutotuneError(
             "--to torchtitan: it offloads parameters and optimizer together, this plan one of them."
         )
+
+
+def _nodes_of(ranks: int) -> int:
+    """Return the fewest nodes of at most 8 ranks that each start equally many."""
+    fewest = -(-ranks // _RANKS_A_NODE)
+    return next(nodes for nodes in range(fewest, ranks + 1) if ranks % nodes == 0)
 
 
 def _model(job: Job) -> str | None:

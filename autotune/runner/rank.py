@@ -30,10 +30,12 @@ def run_rank(request_file: Path) -> NoReturn:
         answer.fail(error, Outcome.CRASHED)
     except BaseException as error:  # the process edge; a failed checkpoint load is no Exception
         from autotune.runner.checks import InvalidRunError
-        from autotune.runner.gauges import memory_outcome
+        from autotune.runner.gauges import make_gauge, memory_outcome
 
         invalid = Outcome.INVALID if isinstance(error, InvalidRunError) else None
-        answer.fail(error, invalid or memory_outcome(error) or Outcome.CRASHED)
+        # On a GPU, host memory that ran out is no reason to train with smaller micro batches.
+        gauge = make_gauge(request.device)
+        answer.fail(error, invalid or memory_outcome(error, gauge) or Outcome.CRASHED)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autotune import __version__
 from autotune.errors import AutotuneError
+from autotune.folders import make_folder
 from autotune.search.content import data_digest, tokenizer_digest
 from autotune.search.space import Space
 from autotune.search.start import Start
@@ -217,7 +219,8 @@ def _has_records(folder: Path) -> bool:
 
 def _set_aside(folder: Path) -> None:
     """Move the files of a study out of the way of the one that takes its place."""
-    aside = folder / f"replaced-{len(list(folder.glob('replaced-*'))) + 1}"
+    names = (folder / f"replaced-{number}" for number in itertools.count(1))
+    aside = next(path for path in names if not path.exists())
     aside.mkdir()
     for name in _FILES:
         if (folder / name).exists():
@@ -230,9 +233,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the study for this process alone; the kernel frees the lock when the process dies.
 
     Raises:
-        AutotuneError: another search works in the folder.
+        AutotuneError: another search works in the folder, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     with (folder / _LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -135,7 +135,7 @@ def read_gpu_file(path: Path) -> GpuEntry:
     try:
         values = yaml.load(text, Loader=_LOADER)
         root = yaml.compose(text, Loader=_LOADER)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter: a date that does not exist
         raise AutotuneError(
             f"GPU file {path} is not YAML: {' '.join(str(error).split())}"
         ) from None

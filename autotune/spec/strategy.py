@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib.resources.abc import Traversable
@@ -85,7 +86,7 @@ def _find(name: str, shipped: dict[str, Traversable]) -> Strategy:
     if name in shipped:
         return _read(shipped[name], name)
     if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
         if not path.is_file():
             raise AutotuneError(f"No strategy file {name!r}.")
         return _read(path, name)
@@ -97,13 +98,20 @@ def _find(name: str, shipped: dict[str, Traversable]) -> Strategy:
 
 def _read(file: Traversable, label: str) -> Strategy:
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise AutotuneError(f"Strategy file {label!r} cannot be read: {reason}.") from error
+    try:
+        values = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise AutotuneError(
             f"Strategy file {label!r}{where}: {getattr(error, 'problem', error)}."
         ) from error
+    except ValueError as error:  # a date that does not exist
+        raise AutotuneError(f"Strategy file {label!r}: {error}.") from error
     if not isinstance(values, dict):
         raise AutotuneError(f"Strategy file {label!r} must be a mapping of keys to values.")
     try:

@@ -40,6 +40,8 @@ def optimizer_of(
 ) -> tuple[Array, Array]:
     """Return the seconds of the step and those of transfers, ``[plans]`` each."""
     steps, shards = numbers[:, 1], numbers[:, 3] * numbers[:, 4]
+    if plan.engine is Engine.DDP:  # every rank steps over everything, sharing a sequence or not
+        shards = np.ones(len(numbers))
     added = model.num_adapter_parameters(workload.adapter) if workload.adapter else 0
     total = model.num_parameters + added
     own = (added or total) / shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import AutotuneError
-from autotune.spec.model import model_from_config
+from autotune.spec.model import NAMES_AND_PLACES, model_from_config
 from autotune.trial.protocol import Request
 
 IDENTITY_FILE = "autotune_checkpoint.json"
@@ -18,8 +19,6 @@ IDENTITY_FILE = "autotune_checkpoint.json"
 _STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _DATA_KEYS = ("global_batch_size", "data", "seed")
-_ELSEWHERE = {"name", "hf_config", "weights", "tokenizer", "local_path"}
-"""Of a model: what it is called and where it lies."""
 
 
 def identity_of(request: Request, data_digest: str | None) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def identity_of(request: Request, data_digest: str | None) -> dict[str, Any]:
     """
     plan, workload = request.plan_object(), request.workload
     model = model_from_config(request.model.name, request.model.config)
-    sizes = model.model_dump(mode="json", exclude=_ELSEWHERE, exclude_defaults=True)
+    sizes = model.model_dump(mode="json", exclude=NAMES_AND_PLACES, exclude_defaults=True)
     return sizes | {
         "adapter": workload.adapter.model_dump(mode="json") if workload.adapter else None,
         "engine": str(plan.engine),
@@ -117,8 +116,9 @@ def set_aside_later(run: Path, step: int) -> None:
     """
     for later, path in checkpoints_of(run):
         if later > step:
-            before = len(list(run.glob(f"cut-{path.name}*")))
-            path.rename(run / (f"cut-{path.name}" + (f"-{before + 1}" if before else "")))
+            ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+            names = (run / f"cut-{path.name}{end}" for end in ends)
+            path.rename(next(new for new in names if not new.exists()))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -28,7 +28,9 @@ class Ended(BaseException):
     pass
 
 
-def error_of(raised: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch) -> RankError:
+def error_of(
+    raised: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> RankError:
     """Run a rank whose work raises, in this process; return what its result says."""
 
     def run(*_: Any) -> None:
@@ -41,7 +43,7 @@ def error_of(raised: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatc
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("AUTOTUNE_LAUNCH_DIR", str(folder))):
         monkeypatch.setenv(name, value)
     file = folder / "request.json"
-    write_message(trial_request(make_plan("ddp", 1), folder, rungs=[(1, 1)]), file)
+    write_message(trial_request(make_plan("ddp", 1), folder, rungs=[(1, 1)], **changes), file)
     monkeypatch.setattr(edge, "die_with_parent", lambda: None)
     monkeypatch.setattr(edge, "_run", run)
     monkeypatch.setattr(edge.os, "_exit", end)
@@ -81,6 +83,15 @@ def test_a_users_mistake_is_its_own_message(
 def test_a_failed_check_is_its_own_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(InvalidRunError("asked for ZeRO"), tmp_path, monkeypatch)
     assert (error.message, error.outcome) == ("asked for ZeRO", Outcome.INVALID)
+
+
+def test_host_memory_of_a_gpu_rank_is_not_its_device_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory")
+    assert error_of(refused, tmp_path, monkeypatch).outcome is Outcome.OOM
+    error = error_of(refused, tmp_path, monkeypatch, device="cuda")
+    assert error.outcome is Outcome.HOST_OOM
 
 
 def test_memory_is_told_whatever_the_message(

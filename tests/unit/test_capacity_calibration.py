@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autotune.capacity import calibrate
+from autotune.capacity.comparable import check_model
 from autotune.errors import AutotuneError
 from autotune.memory.estimate import framework_bytes
 from autotune.plan import Engine, Plan
@@ -272,6 +273,10 @@ def test_device_names_of_nvml_match(estimates):
 def test_a_study_of_something_else(estimates, changes, words):
     with pytest.raises(AutotuneError, match=words):
         factors_of([record(estimates[Engine.DDP][0])], **changes)
+
+
+def test_where_the_model_lies_is_no_other_model():
+    check_model("study", contract(), MODEL.model_copy(update={"local_path": "/models/mine"}))
 
 
 def test_a_study_without_a_measurement(estimates):

@@ -112,6 +112,11 @@ def test_checkpoints_of_steps_that_run_again_are_set_aside(tmp_path):
         "cut-checkpoint-10", "cut-checkpoint-6", "cut-checkpoint-6-2", "cut-checkpoint-8",
     ]  # fmt: skip
     assert [step for step, _ in checkpoints_of(tmp_path)] == [4]
+    (tmp_path / "cut-checkpoint-6").rmdir()
+    (tmp_path / "cut-checkpoint-6-2" / "shard").touch()
+    (tmp_path / "checkpoint-6").mkdir()
+    set_aside_later(tmp_path, 4)
+    assert "cut-checkpoint-6" in names()
     assert checkpoints_of(tmp_path / "absent") == []
 
 

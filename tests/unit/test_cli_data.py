@@ -93,6 +93,27 @@ def test_wrong_data_is_refused(tmp_path: Path, name: str) -> None:
         source_of("--data", file, *more)
 
 
+DAMAGED = bytearray(gzip.compress(b'{"text": "a"}' * 99))
+DAMAGED[10] ^= 0xFF
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl.gz", bytes(DAMAGED), "cannot be read"),
+        ("a.csv", b'id,"' + b"a" * 200_000, "is not CSV"),
+        ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "first row cannot be read"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "first row cannot be read"),
+    ],
+)
+def test_what_python_s_readers_refuse_is_one_message(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AutotuneError, match=said):
+        source_of("--data", tmp_path / name)
+
+
 def test_flags_that_need_data() -> None:
     for flag, value in (("--data-type", "alpaca"), ("--chat-template", "chatml")):
         with pytest.raises(AutotuneError, match=f"{flag} says how to read --data"):

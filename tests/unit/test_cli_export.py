@@ -194,6 +194,12 @@ def test_torchtitan_script(export):
     assert "${TORCHTITAN_MODEL:?" in out and "TORCHTITAN_MODEL" in err
 
 
+@pytest.mark.parametrize(("ranks", "words"), [(9, "3 --nnodes 3"), (12, "6 --nnodes 2")])
+def test_torchtitan_starts_every_rank(export, ranks, words):
+    out, _ = export(FSDP2, "--to", "torchtitan", "--gpus", ranks)
+    assert f"--nproc_per_node {words} " in out
+
+
 @pytest.mark.parametrize(("name", "told"), [("llama-3.1-405b", True), ("llama-3.1-70b", False)])
 def test_a_model_that_torchtitan_trains_in_float8(capsys, tmp_path, name, told):
     config = tmp_path / "best.yml"

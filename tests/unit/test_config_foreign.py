@@ -134,6 +134,13 @@ def test_accelerates_deepspeed_fields(read):
     assert "sequence_len: 2048" in warned and "micro_batch_size" not in warned
 
 
+def test_a_field_of_accelerates_deepspeed_that_nothing_reads_is_named(read):
+    quiet = read(DEEPSPEED + "  deepspeed_multinode_launcher: pdsh\n")
+    assert not any("multinode" in said for said in quiet.warnings)
+    start = read(DEEPSPEED + "  deepspeed_moe_layer_cls_names: MixtralSparseMoeBlock\n")
+    assert any("deepspeed_moe_layer_cls_names" in said for said in start.warnings)
+
+
 def test_accelerate_finds_the_deepspeed_file_beside_it(read, tmp_path):
     (tmp_path / "ds.json").write_text(json.dumps(JSON))
     text = (
@@ -158,6 +165,12 @@ def test_fp8_of_accelerate(read):
     text = "distributed_type: FSDP\nnum_processes: 4\nfsdp_config: {fsdp_version: 2}\n" + fp8
     contract = read(text).config.contract
     assert contract.fp8 and contract.fp8_all_gather and contract.precision == "bf16"
+
+
+def test_fp8_of_accelerate_with_deepspeed_is_over_bf16(read):
+    text = DEEPSPEED.replace("mixed_precision: bf16", "mixed_precision: fp8")
+    contract = read(text).config.contract
+    assert contract.fp8 and contract.precision == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -11,7 +14,7 @@ from rich.console import Console
 from autotune.cli import main
 from autotune.cli.doctor import print_findings
 from autotune.doctor import Level
-from autotune.doctor.collectives import Sum, collective_findings, rounds_of_pairs
+from autotune.doctor.collectives import Ranks, Sum, collective_findings, rounds_of_pairs
 from autotune.doctor.network import check_variables
 
 
@@ -76,3 +79,21 @@ def test_bad_input(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["doctor", "--device", "cpu", "--no-collectives", *words])
     assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_rank_that_ended_before_its_order_is_put_away(monkeypatch):
+    """What it did not take is still in the pipe's buffer, and closing sends it again."""
+
+    def started(self, numbers):
+        for number in numbers:
+            self._processes[number] = subprocess.Popen(
+                [sys.executable, "-c", "pass"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                text=True, bufsize=1, start_new_session=True,
+            )  # fmt: skip
+
+    monkeypatch.setattr(Ranks, "start", started)
+    with Ranks(1, "cpu") as ranks:
+        process = ranks._processes[0]
+        process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("an order\n")

@@ -55,6 +55,7 @@ def test_the_document_explains_every_field():
         ("power_w: 300\n", "", r"power_w is missing; every GPU needs memory_gib, "),
         ("power_w: 300", "power_w: .nan", r"power_w: Input should be a finite number"),
         ("power_w: 300", "power_w: [", r"is not YAML: while parsing"),
+        ("power_w: 300", "power_w: 2020-13-45", r"is not YAML: month must be in"),
         (EXAMPLE, "- 1\n", r"must hold the fields of one GPU \(memory_gib, .*not list"),
         (EXAMPLE, "", r"must hold the fields of one GPU .*not NoneType"),
     ],

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from autotune.plan import Recompute
+from autotune.plan import CpBackend, Recompute
 from autotune.planner import Estimate, rank_plans
 from autotune.search.space import SURE_OOM, family_name, make_families
 from autotune.spec.hardware import load_hardware
@@ -83,3 +83,5 @@ def test_names_tell_families_apart(candidates):
     assert family_name(replace(plan, strategy="zero2", cp=1, recompute=Recompute.NONE)) == "zero2"
     full = replace(plan, strategy="zero2", cp=2, recompute=Recompute.FULL)
     assert family_name(full) == "zero2 cp=2 recompute"
+    ring = replace(full, cp_backend=CpBackend.RING)
+    assert family_name(replace(ring, heads_k_stride=2)) != family_name(ring)

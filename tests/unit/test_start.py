@@ -193,3 +193,14 @@ def test_the_answer_says_what_the_start_reached(tmp_path):
     assert "mine.yml, reached" in said(slow, "a") and "winner is 50% faster" in said(slow, "a")
     assert "is the winner itself" in said(fast, "b")
     assert "was not measured" in said(failed, "c")
+
+
+def test_a_word_given_twice_is_searched_over_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = "--model tiny-qwen3 --gpus 2 --device cpu --seq-len 512"
+    twice = "--recompute none,none --sequence-parallel-by ring,ring --sequence-parallel 2,2"
+    contract, _ = contract_of(parser.parse_args([*args.split(), *twice.split()]))
+    assert contract.recompute == ["none"] and contract.cp_backends == ["ring"]
+    assert list(contract.cp_degrees) == [2]

@@ -78,15 +78,18 @@ def test_own_file(tmp_path):
         ("name: mine\n  engine: x: y\n", "line 2"),
         ("- 1\n", "must be a mapping"),
         ("", "must be a mapping"),
+        ("name: mine\nsummary: 2020-13-45\n", "month must be in"),
+        ("name: mine\nsummary: \xe9\n", "it is not UTF-8 text"),
     ],
 )
 def test_malformed_file(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     with pytest.raises(AutotuneError, match=message):
         load_strategies([str(file)])
 
 
 def test_missing_file():
-    with pytest.raises(AutotuneError, match="No strategy file"):
-        load_strategies(["./nowhere.yaml"])
+    for name in ("./nowhere.yaml", "~nobody-of-that-name/mine.yaml"):
+        with pytest.raises(AutotuneError, match="No strategy file"):
+            load_strategies([name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def test_a_study_that_measured_nothing_is_replaced(tmp_path, records, caplog):
     assert "had measured nothing; its files are in" in caplog.text
     assert open_study(tmp_path, CONTRACT) is False
     assert (tmp_path / "replaced-2" / "study.json").exists()
+    shutil.rmtree(tmp_path / "replaced-1")
+    assert open_study(tmp_path, other) is False
+    assert (tmp_path / "replaced-1" / "study.json").exists()
 
 
 def change_a_file(folder: Path) -> None:
@@ -176,6 +180,13 @@ def test_a_study_that_cannot_be_read_is_refused(tmp_path, text):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(AutotuneError, match=r"study\.json is not"):
         check_folder(tmp_path, CONTRACT)
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AutotuneError, match="no folder can be made there"):
+        with locked(tmp_path / "file" / "study"):
+            pass
 
 
 def test_one_search_at_a_time(tmp_path):

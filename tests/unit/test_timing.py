@@ -45,6 +45,14 @@ def test_parts_add_up(name):
     assert 0 < time.mfu < 0.75  # the assumed efficiency of matrix products
 
 
+def test_only_ranks_that_share_states_share_the_step():
+    """Ranks that share a sequence share the states, but not under DDP."""
+    ddp, ulysses = (estimate("ddp", cp=cp).components["optimizer_s"] for cp in (1, 2))
+    assert ulysses == ddp
+    zero2, ulysses = (estimate("zero2", cp=cp).components["optimizer_s"] for cp in (1, 2))
+    assert ulysses == zero2 == pytest.approx(ddp / 8)
+
+
 def test_model_flops_are_six_a_weight_plus_attention():
     flops = estimate("zero2").model_flops_per_step / (4096 * 64)
     weights = 6 * (MODEL.num_parameters - MODEL.num_embedding_parameters)

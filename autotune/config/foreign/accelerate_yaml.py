@@ -31,6 +31,11 @@ _KNOWN = _WHERE_IT_RUNS | {
     "deepspeed_config", "fsdp_config", "parallelism_config", "megatron_lm_config", "dynamo_config",
     "fp16", "dynamo_backend",
 }  # fmt: skip
+_CHANGE_NOTHING = frozenset({
+    "deepspeed_multinode_launcher", "deepspeed_hostfile", "deepspeed_exclusion_filter",
+    "deepspeed_inclusion_filter", "zero3_init_flag", "zero3_save_16bit_model",
+})  # fmt: skip
+"""Of `deepspeed_config`: how ranks are started, weights loaded and saved."""
 _TYPES = ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED")
 _SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
 _HANDLERS = ("cp_backend", "cp_comm_strategy", "sp_backend", "sp_seq_length",
@@ -121,7 +126,6 @@ def _engine(
         return Translated()
     fields = deepspeed or Section({}, f"{top.where}: deepspeed_config")
     file = fields.text("deepspeed_config_file")
-    found = Translated()
     if file is not None:
         refuse_fields_beside_file(fields)
         if top.has("mixed_precision"):
@@ -129,13 +133,18 @@ def _engine(
                             "deepspeed_config_file: say it there.")  # fmt: skip
         mapping, label = find_deepspeed(file, folder, fields.where)
     else:
-        mapping, label = mapping_of_fields(fields, found), fields.where
-        mapping["bf16"] = {"enabled": top.raw("mixed_precision") == "bf16"}
+        mapping, label = mapping_of_fields(fields), fields.where
+        # As its `DeepSpeedPlugin.set_mixed_precision`: what is not in float8 is in bf16.
+        mapping["bf16"] = {"enabled": top.raw("mixed_precision") in ("bf16", "fp8")}
     cp = max(sizes.get("sp_size", 1), sizes.get("cp_size", 1))
     asked = num_gpus if num_gpus is not None else _processes(top)
-    return translate_deepspeed(
+    found = translate_deepspeed(
         mapping, label, hidden_size=hidden_size, num_gpus=asked, accelerate_cp=cp
     )
+    unused = [key for key, value in fields.unread().items()
+              if value and key not in _CHANGE_NOTHING]  # fmt: skip
+    found.warn_unused(fields.where, unused, "nothing here does it")
+    return found
 
 
 def _mesh(found: Translated, kind: str, sizes: Mapping[str, int]) -> None:

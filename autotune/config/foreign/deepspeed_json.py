@@ -52,7 +52,7 @@ def translate_deepspeed(
     if cp > 1:
         found.keys["context_parallel_size"] = cp
     _take_clipping(found, config, top)
-    _take_precision(found, config, top)
+    _take_precision(found, top)
     _take_optimizer(found, config, top)
     _take_schedule(found, config, top)
     _take_numerics(found, config, top)
@@ -128,7 +128,7 @@ def _take_clipping(found: Translated, config: dict[str, Any], top: Section) -> N
     config.pop("gradient_clipping", None)
 
 
-def _take_precision(found: Translated, config: dict[str, Any], top: Section) -> None:
+def _take_precision(found: Translated, top: Section) -> None:
     fp16 = top.section("fp16")
     if fp16 and fp16.raw("enabled") is True:
         raise fp16.error("enabled", "fp16 is not run here: use bf16.")
@@ -198,7 +198,7 @@ def _take_numerics(found: Translated, config: dict[str, Any], top: Section) -> N
         found.warn_unused(top.where, ["communication_data_type"], "gradients are reduced in fp32")
 
 
-def mapping_of_fields(fields: Section, found: Translated) -> dict[str, Any]:
+def mapping_of_fields(fields: Section) -> dict[str, Any]:
     """Return the DeepSpeed mapping that accelerate builds from the fields of its own file.
 
     Source: `accelerate.utils.DeepSpeedPlugin`, without a config file.
@@ -214,8 +214,6 @@ def mapping_of_fields(fields: Section, found: Translated) -> dict[str, Any]:
     clipping = fields.raw("gradient_clipping")
     if clipping not in (None, "none"):
         mapping["gradient_clipping"] = clipping
-    for quiet in ("zero3_init_flag", "zero3_save_16bit_model"):
-        fields.raw(quiet)
     return mapping
 
 

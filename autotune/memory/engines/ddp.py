@@ -41,5 +41,9 @@ class Ddp(EngineMemory):
         """Return the gradients and the optimizer's temporaries."""
         return Work(gradients=self.held(), temporaries=self.step_over_parameters())
 
+    def shard(self, elements: Bytes) -> Bytes:
+        """Return all: also where ranks share a sequence, each holds everything."""
+        return elements
+
     def _gradients(self, elements: Bytes) -> Bytes:
         return self.setup.gradient_bytes * np.asarray(elements, float)

@@ -2,6 +2,13 @@
 
 from autotune.spec.model.from_config import model_from_config
 from autotune.spec.model.load import load_model
-from autotune.spec.model.shape import ModelSpec, MoeSpec, QkNorm
+from autotune.spec.model.shape import NAMES_AND_PLACES, ModelSpec, MoeSpec, QkNorm
 
-__all__ = ["ModelSpec", "MoeSpec", "QkNorm", "load_model", "model_from_config"]
+__all__ = [
+    "NAMES_AND_PLACES",
+    "ModelSpec",
+    "MoeSpec",
+    "QkNorm",
+    "load_model",
+    "model_from_config",
+]

@@ -40,6 +40,10 @@ class MoeSpec(BaseModel):
     """Layers with a dense FFN of `ModelSpec.ffn_size` in the place of experts."""
 
 
+NAMES_AND_PLACES = {"name", "hf_config", "weights", "tokenizer", "local_path"}
+"""Fields of `ModelSpec` that say what it is called and where it lies, nothing of its sizes."""
+
+
 class ModelSpec(BaseModel):
     """Sizes of a decoder-only language model and where its files are."""
 
