@@ -181,6 +181,11 @@ def _advice(ended: Ended, request: Request) -> str | None:
     if ended.outcome not in (Outcome.OOM, Outcome.HOST_OOM):
         return None
     assert request.train is not None
+    if ended.outcome is Outcome.HOST_OOM and request.device != "cpu":
+        return (
+            "The host's memory ran out, not a GPU's: offload less to it, run fewer ranks on this "
+            f"host, or take one with more memory; {_go_on(request)}"
+        )
     match ended.phase:
         case Phase.LOAD:
             return (

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from autotune import training
 from autotune.cli import train as cli_train
 from autotune.errors import AutotuneError
-from autotune.training import TrainLog, check_output_folder, last_checkpoint
+from autotune.spec.workload import Workload
+from autotune.training import TrainLog, check_output_folder, last_checkpoint, train
 from autotune.trial.checkpoint import write_identity
+from autotune.trial.protocol import Outcome, Phase
 from autotune.trial.run_log import cut_log
+from autotune.trial.verdict import Ended
+from tests.integration.ranks import make_plan, training_request
 
 
 def checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
@@ -131,3 +136,28 @@ def test_lines_cut_by_several_resumes_are_all_kept(tmp_path: Path):
         file.write_text(rows(1) + rows(2, loss=loss))
         cut_log(file, 1)
     assert (tmp_path / "log.cut.jsonl").read_text() == rows(2) + rows(2, loss=2.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "outcome", "advised"),
+    [
+        ("cuda", Outcome.HOST_OOM, "offload less to it"),
+        ("cuda", Outcome.OOM, "Lower micro_batch_size"),
+        ("cpu", Outcome.HOST_OOM, "Lower micro_batch_size"),
+    ],
+)
+def test_the_memory_that_ran_out_is_the_one_to_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, outcome: Outcome, advised: str
+):
+    ended = Ended(
+        outcome=outcome, message="no memory", rank=0, phase=Phase.STEP, exit_codes=[1], elapsed_s=1
+    )
+    monkeypatch.setattr(training, "run_launch", lambda *_, **__: ended)
+    request = training_request(
+        make_plan("ddp", 1), tmp_path, data=tmp_path / "data.jsonl",
+        workload=Workload(seq_len=64, global_batch_size=1),
+    )  # fmt: skip
+    request = request.model_copy(update={"device": device})
+    advice = train(request, TrainLog(tmp_path, io.StringIO())).advice
+    assert advice.startswith(("The host's memory", "Lower"))
+    assert advised in advice
