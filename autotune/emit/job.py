@@ -9,10 +9,10 @@ from typing import Any, Literal
 from autotune.config.run import RunConfig
 from autotune.emit.axolotl import base_model_of
 from autotune.emit.axolotl_keys import data_settings_keys, schedule_keys, workload_keys
-from autotune.plan import CpBackend, Plan, Recompute
+from autotune.plan import CpBackend, Engine, Plan, Recompute
 from autotune.spec.model import ModelSpec, load_model
 from autotune.spec.training import DatasetSource, DataSettings, TrainSettings
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Precision, Workload
 
 Device = Literal["cuda", "cpu"]
 
@@ -100,6 +100,20 @@ def cp_words(plan: Plan) -> str:
         return "Ulysses"
     stride = plan.heads_k_stride
     return f"ring attention{f' with heads_k_stride: {stride}' if stride > 1 else ''}"
+
+
+def fsdp2_reduction(job: Job) -> list[str]:
+    """Return the warning that accelerate's FSDP2 sums gradients in bf16; or none.
+
+    Its `set_mixed_precision` takes one type for parameters, reduction and output, and no key of a
+    file says another.
+    """
+    if job.plan.engine is not Engine.FSDP2 or job.workload.precision is not Precision.BF16:
+        return []
+    return [
+        "bf16: accelerate's FSDP2 reduces gradients and returns the loss in bf16, measured here "
+        "was fp32: numbers, memory and speed differ."
+    ]
 
 
 def cannot_say(tool: str, keys: Mapping[str, Any], advice: str) -> list[str]:

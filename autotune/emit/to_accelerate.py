@@ -12,6 +12,7 @@ from autotune.emit.job import (
     Job,
     cannot_say,
     cp_words,
+    fsdp2_reduction,
     lost_fields,
     lost_plan_keys,
     training_keys,
@@ -80,7 +81,7 @@ def to_accelerate(job: Job, file_name: str) -> Exported:
             f"tensor_parallel_size: {plan.tp}: accelerate makes the mesh, your script has to load "
             "the model split over it (transformers' tp_plan), or it trains unsplit without a word."
         )
-    warnings += several_nodes(plan)
+    warnings += fsdp2_reduction(job) + several_nodes(plan)
     said = {"torch_compile"}
     if plan.engine is Engine.DEEPSPEED:
         said.add("max_grad_norm")

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from autotune.emit.axolotl_keys import OPTIMIZER_NAMES, comment, yaml_text
-from autotune.emit.job import Exported, Job, cannot_say, training_keys
+from autotune.emit.job import Exported, Job, cannot_say, fsdp2_reduction, training_keys
 from autotune.emit.to_accelerate import several_nodes, to_accelerate
 from autotune.emit.to_deepspeed import json_text, standalone_config
 from autotune.errors import AutotuneError
@@ -65,7 +65,7 @@ def to_llamafactory(job: Job, file_name: str) -> Exported:
         name = f"{stem}.accelerate.yaml"
         beside = to_accelerate(job, name)
         files[name] = beside.files[name]
-        warnings += several_nodes(plan)
+        warnings += fsdp2_reduction(job) + several_nodes(plan)
         command = f"accelerate launch --config_file {name} {_LAUNCHER} {file_name}"
         if plan.recompute is Recompute.FULL:
             # Said once, by the file of the engine: twice would recompute twice.

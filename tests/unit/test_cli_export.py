@@ -218,3 +218,15 @@ def test_llamafactory_with_fsdp2_recomputes_once(export, tmp_path):
     assert config["disable_gradient_checkpointing"] is True
     assert beside["fsdp_config"]["fsdp_activation_checkpointing"] is True
     assert config["stage"] == "pt" and "datasets" in err and "sample_packing" in err
+
+
+@pytest.mark.parametrize("target", ["axolotl", "accelerate", "llamafactory"])
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [(FSDP2 + "bf16: true\n", True), (FSDP2 + "bf16: false\n", False), (ZERO2, False)],
+)
+def test_a_reduction_in_bf16_is_said(export, tmp_path, target, extra, said):
+    """Ranks here reduce in fp32; accelerate's FSDP2 takes one type for all, unlike DeepSpeed."""
+    out = tmp_path / "out.yaml"
+    _, err = export(extra, "--to", target, "--gpus", 4, "--out", out)
+    assert ("reduces gradients and returns the loss in bf16" in err) is said
