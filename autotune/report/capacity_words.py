@@ -27,10 +27,11 @@ def count_words(tokens: float | None) -> str:
     """Write tokens as ``10B`` or ``512M``, or a dash."""
     if tokens is None:
         return NO_FIGURE
+    rounded = float(f"{tokens:.3g}")  # first, so that 999.7B is 1T
     for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if tokens >= factor:
-            return f"{tokens / factor:.3g}{letter}"
-    return f"{tokens:.0f}"
+        if rounded >= factor:
+            return f"{rounded / factor:g}{letter}"
+    return f"{rounded:.0f}"
 
 
 def fit_words(cell: Cell) -> str:
