@@ -148,13 +148,13 @@ def _cp_divides_heads(case: _Case) -> _Broken:
         return None
     heads, kv_heads = case.model.num_heads // tp, case.model.num_kv_heads // tp
     legal = ", ".join(
-        str(d) for d in range(1, kv_heads + 1) if heads % d == 0 and kv_heads % d == 0
+        str(d) for d in range(1, max(kv_heads, 1) + 1) if heads % d == 0 and kv_heads % d == 0
     )
     where = f" of each of {tp} tensor-parallel ranks" if tp > 1 else ""
     return (
         f"Ulysses sequence parallelism splits the heads: {heads} attention and {kv_heads} "
         f"key-value heads{where} do not divide by {cp}.",
-        f"Degrees that do: {legal}. Ring attention takes any.",
+        f"Degrees that do: {legal}." + " Ring attention takes any." * (tp == 1),  # see AT115
     )
 
 

@@ -34,6 +34,15 @@ def parse_duration_s(text: str) -> float:
     return _parse(text, _SECOND_UNITS, "a duration", "90s, 20m or 1.5h")
 
 
+def short_count(count: float) -> str:
+    """Write a count with three significant figures, as ``parse_count`` reads it: ``8.19B``."""
+    rounded = float(f"{count:.3g}")  # first, so that 999.7B is 1T
+    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if rounded >= factor:
+            return f"{rounded / factor:g}{letter}"
+    return f"{rounded:.0f}"
+
+
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, examples: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match and match[2].lower() in units:

@@ -31,7 +31,8 @@ def make_console() -> Console:
 
 def format_count(count: int) -> str:
     """Write a count of parameters as ``8.19 billion`` or ``4.2 million``."""
-    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
+    rounded = float(f"{count:.3g}")  # first, so that 999.9 million is 1 billion
+    return f"{rounded / 1e9:g} billion" if rounded >= 1e9 else f"{rounded / 1e6:g} million"
 
 
 def describe_workload(workload: Workload) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from autotune.capacity import Answers, Calibration, Cell, Fit, Question
-from autotune.units import GIB
+from autotune.units import GIB, short_count
 
 FIT_WORDS = {Fit.FITS: "fits", Fit.AT_RISK: "at risk", Fit.OOM: "no", Fit.REFUSED: "refused"}
 _SCIENTIFIC_BELOW = 1e-6
@@ -25,12 +25,7 @@ def figure(value: float | None) -> str:
 
 def count_words(tokens: float | None) -> str:
     """Write tokens as ``10B`` or ``512M``, or a dash."""
-    if tokens is None:
-        return NO_FIGURE
-    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if tokens >= factor:
-            return f"{tokens / factor:.3g}{letter}"
-    return f"{tokens:.0f}"
+    return NO_FIGURE if tokens is None else short_count(tokens)
 
 
 def fit_words(cell: Cell) -> str:

@@ -16,7 +16,7 @@ from autotune.report.table import Table
 from autotune.report.trials_table import trials_table
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
-from autotune.units import format_duration
+from autotune.units import format_duration, short_count
 
 _MAX_RIVALS = 5
 MAX_LISTED = 200
@@ -141,7 +141,7 @@ def _subtitle(study: Study) -> str:
     hardware, model = study.section("hardware"), study.section("model")
     parts = []
     if model.get("num_parameters"):
-        parts.append(f"{_count(int(model['num_parameters']))} parameters")
+        parts.append(f"{short_count(int(model['num_parameters']))} parameters")
     if hardware.get("num_gpus"):
         device = hardware.get("gpu") or hardware.get("device") or "devices"
         parts.append(f"{hardware['num_gpus']} \N{MULTIPLICATION SIGN} {device}")
@@ -150,13 +150,6 @@ def _subtitle(study: Study) -> str:
     if study.summary.get("elapsed_s"):
         parts.append(f"in {format_duration(float(study.summary['elapsed_s']))}")
     return words.clean(", ".join(parts))
-
-
-def _count(number: int) -> str:
-    for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= factor:
-            return f"{number / factor:.3g}{letter}"
-    return str(number)
 
 
 def _headline(record: TrialRecord, study: Study) -> Headline:

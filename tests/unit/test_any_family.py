@@ -7,7 +7,7 @@ from autotune.memory.activations import count_activations
 from autotune.memory.profiles import activation_profile
 from autotune.memory.setup import Regime, TraceKey
 from autotune.plan import Engine, Plan
-from autotune.spec.model import any_family, load_model, model_from_config
+from autotune.spec.model import any_family, load_model, model_from_config, tracer
 from autotune.spec.model.any_family import model_of_any_family
 from autotune.spec.workload import Lora, Workload
 
@@ -144,3 +144,12 @@ def test_where_training_was_not_checked_it_says_what_works():
     with pytest.raises(AutotuneError) as caught:
         model_from_config("b", {"model_type": "bert", "architectures": ["BertForMaskedLM"]})
     assert "capacity" not in str(caught.value)
+
+
+def test_a_child_that_ended_is_a_failure_with_its_reason(monkeypatch):
+    """What it did not take is still in the pipe's buffer, and closing sends it again."""
+    child = tracer._Child()
+    child._process.kill()
+    child._process.wait()
+    monkeypatch.setattr(tracer, "_kept", [child])
+    assert tracer.ask({"config": {}}, 5.0) == {"failure": "it ended with -9"}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.report.capacity_words import figure
+from autotune.cli.tables import format_count
+from autotune.report.capacity_words import count_words, figure
 from tests.unit.capacity_runs import PRICED, QUICK, plan_of, run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "reports" / "examples" / "capacity-qwen3-8b"
@@ -22,6 +23,20 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "reports" / "examples" / "capaci
 )  # fmt: skip
 def test_a_figure_has_three_significant_figures(value, text):
     assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "tokens", "parameters"),
+    [
+        (8.19e9, "8.19B", "8.19 billion"),
+        (4.2e6, "4.2M", "4.2 million"),
+        (999.7e6, "1B", "1 billion"),
+        (1.034e12, "1.03T", "1030 billion"),
+        (999.7e9, "1T", "1000 billion"),
+    ],
+)
+def test_a_count_keeps_its_unit_when_rounded(count, tokens, parameters):
+    assert (count_words(count), format_count(count)) == (tokens, parameters)
 
 
 def test_a_tiny_training_shows_its_days_and_cost(capsys):

@@ -255,6 +255,8 @@ def test_unknown_name_says_the_nearest():
             '{"model_type": "llama", "hidden_size": "x", "num_attention_heads": 3}',
             "hidden_size must be a positive whole number",
         ),
+        ('{"hidden_size": ' + "1" * 5000 + "}", "is not a JSON file"),
+        ("[" * 100_000, "is not a JSON file"),
     ],
 )
 def test_bad_config(tmp_path, content, message):
@@ -325,9 +327,23 @@ def test_windows(name, change, window, layers):
 
 def test_layer_types_that_are_not_known():
     config = load_model("gemma-3-270m").hf_config
-    for types in (["chunked_attention"] * 18, ["full_attention"] * 17):
+    for types in (["chunked_attention"] * 18, ["full_attention"] * 17, 18, [[]] * 18):
         with pytest.raises(AutotuneError, match="layer_types must hold"):
             model_from_config("x", config | {"layer_types": types})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gemma-3-1b", {"sliding_window_pattern": 0}),
+        ("qwen2.5-7b", {"use_sliding_window": True, "max_window_layers": None}),
+        ("qwen3-30b-a3b", {"decoder_sparse_step": "x"}),
+        ("qwen3-30b-a3b", {"mlp_only_layers": 3}),
+    ],
+)
+def test_a_malformed_choice_of_layers(name, change):
+    with pytest.raises(AutotuneError, match="windowed or dense is malformed"):
+        model_from_config("x", load_model(name).hf_config | change)
 
 
 def test_dense_layers_between_sparse_ones():

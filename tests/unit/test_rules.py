@@ -192,6 +192,12 @@ def test_the_ring_splits_no_heads():
     assert check_plan(replace(ulysses, cp_backend=CpBackend.RING), MODEL, WORKLOAD, eight) == []
 
 
+def test_the_ring_is_no_advice_beside_tensor_parallelism():
+    plan = replace(FSDP, dp_shard=1, tp=2, cp=4, grad_accum_steps=16)
+    refused = {v.code: v for v in check_plan(plan, MODEL, WORKLOAD, load_hardware("h100-sxm", 8))}
+    assert refused["AT106"].hint == "Degrees that do: 1, 2."
+
+
 @pytest.mark.parametrize(
     ("model", "precision", "words"),
     [

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from autotune.errors import AutotuneError
 from autotune.resources import cache_dir
 from autotune.spec.model.counted import Counted
@@ -88,7 +86,7 @@ def _count(name: str, config: dict[str, Any]) -> Counted:
         return Counted.model_validate_json(file.read_text())
     except FileNotFoundError:
         pass
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         _LOG.warning("%s cannot be read (%s): counted again.", file, type(error).__name__)
     if not can_trace():
         raise AutotuneError(needs_stack(name, str(config.get("model_type"))))

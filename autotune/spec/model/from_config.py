@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.errors import AutotuneError
-from autotune.spec.model.families import FAMILIES, Family
+from autotune.spec.model.families import FAMILIES, Config, Family
 from autotune.spec.model.shape import ModelSpec, MoeSpec
 
 _NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
@@ -176,7 +176,7 @@ def _experts(
         raise AutotuneError(
             f"Config of {name!r}: num_experts_per_tok {chosen} is above {key} {count}."
         )
-    num_dense = experts.num_dense_layers(config, num_layers)
+    num_dense = _count_layers(name, config, experts.num_dense_layers, num_layers)
     if num_dense == num_layers:
         return None
     return MoeSpec(
@@ -198,19 +198,33 @@ def _windows(
     window = config.get("sliding_window", family.windows.default)
     if window is None:
         return None, 0
-    count = family.windows.num_layers(config, num_layers)
+    count = _count_layers(name, config, family.windows.num_layers, num_layers)
     types = config.get("layer_types")
     if types is not None:
-        unknown = set(types) - {"sliding_attention", "full_attention"}
-        if unknown or len(types) != num_layers:
+        listed = types if isinstance(types, list | tuple) else []
+        known = all(kind in ("sliding_attention", "full_attention") for kind in listed)
+        if not known or len(listed) != num_layers:
             raise AutotuneError(
                 f"Config of {name!r}: layer_types must hold sliding_attention or full_attention "
-                f"for each of the {num_layers} layers, not {', '.join(map(str, types))}."
+                f"for each of the {num_layers} layers, not {types}."
             )
-        count = list(types).count("sliding_attention")
+        count = listed.count("sliding_attention")
     if not count:
         return None, 0
     return _size(name, {"sliding_window": window}, "sliding_window"), count
+
+
+def _count_layers(
+    name: str, config: Mapping[str, Any], count: Callable[[Config, int], int], num_layers: int
+) -> int:
+    """Ask a family's function, which takes the config's keys as they are."""
+    try:
+        return count(config, num_layers)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise AutotuneError(
+            f"Config of {name!r}: a key that says which layers are windowed or dense is "
+            f"malformed: {error}."
+        ) from error
 
 
 def _size(name: str, config: Mapping[str, Any], key: str, default: int | None = None) -> int:

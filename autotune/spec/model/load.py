@@ -106,7 +106,7 @@ def _load_local(path: Path, read: Callable[..., ModelSpec]) -> ModelSpec:
 def _parse(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of its digits, or nested too deeply, as well
         raise AutotuneError(f"{str(file)!r} is not a JSON file: {error}") from error
     except OSError as error:
         raise AutotuneError(f"Cannot read {str(file)!r}: {error.strerror}.") from error

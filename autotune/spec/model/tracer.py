@@ -8,6 +8,7 @@ so who asks a first question may keep the child for the next.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
@@ -133,7 +134,8 @@ class _Child:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._said):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # of a question that it did not take
+                    pipe.close()
 
 
 def _environment() -> dict[str, str]:
