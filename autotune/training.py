@@ -18,7 +18,7 @@ from autotune.spec.training import DatasetSource, TrainSettings
 from autotune.spec.workload import Workload
 from autotune.trial.checkpoint import checkpoints_of, is_whole
 from autotune.trial.data_counts import DataCounts
-from autotune.trial.folder import numbered_launches
+from autotune.trial.folder import LAUNCHES, numbered_launches
 from autotune.trial.launch import Ended, Limits, run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.packages import check_packages, warn_of_slow_fp8
@@ -26,7 +26,6 @@ from autotune.trial.protocol import LOG_FILE, ModelSource, Outcome, Phase, Reque
 from autotune.trial.ranks import Starter
 from autotune.trial.run_log import split_log
 
-LAUNCHES = "launches"
 RUN_FILE = "run.json"
 _HANG_S = 1800.0
 """NCCL's own watchdog waits as long."""

@@ -14,13 +14,11 @@ from typing import Any
 
 import autotune.timing
 from autotune.calibrate.residual import TimeRow
+from autotune.calibrate.store import speed_marks
 from autotune.memory.fingerprint import Fingerprint
 from autotune.memory.knowledge import MOST_ROWS, Entry, KnowledgeBase, Trial
 from autotune.plan import Plan
 from autotune.timing import Calibration
-
-_NOT_SPEED = "estimator"
-"""The part of a fingerprint that says how memory is predicted."""
 
 
 def timer_of(calibration: Calibration | None) -> str:
@@ -58,12 +56,12 @@ def known_times(
     """
     if base is None:
         return []
-    marks = _speed(machine.to_dict())
+    marks = speed_marks(machine.to_dict())
     rows = [
         row
         for entry in base.entries()
         if entry.timer == timer
-        and _speed(entry.fingerprint) == marks
+        and speed_marks(entry.fingerprint) == marks
         and entry.trial not in without
         for row in _row(entry)
     ]
@@ -85,10 +83,6 @@ def _row(entry: Entry) -> list[TimeRow]:
             here=False,
         )
     ]
-
-
-def _speed(fingerprint: dict[str, str | int]) -> dict[str, str | int]:
-    return {key: value for key, value in fingerprint.items() if key != _NOT_SPEED}
 
 
 @cache

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,20 @@ from autotune.spec.hardware import HardwareSpec
 from autotune.timing.calibration import Calibration
 
 _LOG = logging.getLogger(__name__)
-_NOT_SPEED = ("estimator",)
-"""Parts of a fingerprint that say how memory is predicted, not how fast the machine is."""
+_NOT_SPEED = "estimator"
+"""The part of a fingerprint that says how memory is predicted, not how fast the machine is."""
 
 
 def calibration_file(fingerprint: dict[str, Any], num_ranks: int) -> Path:
     """Return the file of a machine's calibration with so many ranks."""
-    marks = {k: v for k, v in fingerprint.items() if k not in _NOT_SPEED}
-    digest = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:12]
+    marks = json.dumps(speed_marks(fingerprint), sort_keys=True)
+    digest = hashlib.sha256(marks.encode()).hexdigest()[:12]
     return _folder() / f"{digest}-{num_ranks}.json"
+
+
+def speed_marks(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a fingerprint says how fast the machine is."""
+    return {key: value for key, value in fingerprint.items() if key != _NOT_SPEED}
 
 
 def _folder() -> Path:

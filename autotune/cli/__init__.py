@@ -7,9 +7,11 @@ Each verb module has ``add_arguments(parser)`` and ``run(args) -> int`` (the exi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -53,7 +55,9 @@ def _guarded(argv: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if not _reader_is_gone():  # another pipe: to a process that ended, say
+            return _internal_error(error)
         # The reader had enough. Python flushes stdout once more at exit: give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -64,6 +68,15 @@ def _guarded(argv: list[str]) -> int:
     except Exception as error:  # the process edge: anything else is a bug of ours
         explained = _explain_validation(error)
         return _fail(explained, 2) if explained else _internal_error(error)
+
+
+def _reader_is_gone() -> bool:
+    """Say whether nobody reads what is written to stdout or stderr any more."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # it has no descriptor, as in a test
+            poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _run(argv: list[str]) -> int:

@@ -16,6 +16,9 @@ from autotune.spec.workload import Precision, Workload
 
 Device = Literal["cuda", "cpu"]
 
+RANKS_A_NODE = 8
+"""As many as hosts usually have; a plan names ranks, not hosts."""
+
 # Plan fields by the key of a configuration that says them: warnings name the key.
 PLAN_KEYS: Mapping[str, str] = {
     "micro_batch_size": "micro_batch_size",

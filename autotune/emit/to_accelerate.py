@@ -8,6 +8,7 @@ from typing import Any
 from autotune.emit.axolotl import decoder_layer_class
 from autotune.emit.axolotl_keys import comment, yaml_text
 from autotune.emit.job import (
+    RANKS_A_NODE,
     Exported,
     Job,
     cannot_say,
@@ -25,7 +26,6 @@ from autotune.spec.workload import Precision
 _SCRIPT = "Say it in your script."
 _FLOAT8 = {"fp8", "fp8_enable_fsdp_float8_all_gather"}
 """Keys of `mixed_precision` and `fp8_config`, which it refuses beside a DeepSpeed file."""
-_RANKS_A_NODE = 8
 _LOST = {
     Engine.DDP: ("micro_batch_size", "grad_accum_steps", "recompute"),
     Engine.FSDP2: ("micro_batch_size", "grad_accum_steps", "cp_backend", "heads_k_stride"),
@@ -116,7 +116,7 @@ def _precision(job: Job) -> dict[str, Any]:
 
 def several_nodes(plan: Plan) -> list[str]:
     """Return the warning that a file for more ranks than a node has names no nodes; or none."""
-    if plan.world_size <= _RANKS_A_NODE:
+    if plan.world_size <= RANKS_A_NODE:
         return []
     return [
         "num_machines is written as 1: state it with main_process_ip and machine_rank for "

@@ -7,7 +7,14 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.emit.job import Exported, Job, cannot_say, cp_words, training_keys
+from autotune.emit.job import (
+    RANKS_A_NODE,
+    Exported,
+    Job,
+    cannot_say,
+    cp_words,
+    training_keys,
+)
 from autotune.errors import AutotuneError
 from autotune.plan import Engine, Recompute
 from autotune.spec.workload import Precision
@@ -28,7 +35,6 @@ MODELS: Mapping[str, tuple[str, str]] = {
 _IN_FLOAT8 = "llama3_405b"
 """Its configuration swaps projections for float8 ones."""
 _PLACEHOLDER = "${TORCHTITAN_MODEL:?set it to: --module MODULE --config CONFIG}"
-_RANKS_A_NODE = 8
 _DECAYS = {"cosine": "cosine", "linear": "linear"}
 
 
@@ -139,7 +145,7 @@ def _check(job: Job) -> None:
 
 def _nodes_of(ranks: int) -> int:
     """Return the fewest nodes of at most 8 ranks that each start equally many."""
-    fewest = -(-ranks // _RANKS_A_NODE)
+    fewest = -(-ranks // RANKS_A_NODE)
     return next(nodes for nodes in range(fewest, ranks + 1) if ranks % nodes == 0)
 
 

@@ -80,14 +80,6 @@ class Sizes:
         )
         return np.asarray(above / max(1.0, float(self.layers_trainable.sum())))
 
-    def largest_up_to(self, elements: Any) -> Array:
-        """Return the largest of the layers' trained parameters that a bucket of a size holds."""
-        limit = np.asarray(elements, float)
-        found = np.zeros(limit.shape)
-        for size, _ in self._sizes():
-            found = np.maximum(found, np.where(size <= limit, size, 0))
-        return found
-
     def _sizes(self) -> list[tuple[int, int]]:
         return list(zip(self.parameters, self.counts, strict=True))
 

@@ -18,12 +18,12 @@ from autotune.search.book import Book
 from autotune.search.confirmed import failures
 from autotune.search.job import Job, rung_of
 from autotune.search.live import (
-    LAUNCHES,
     STUDY_VARIABLE,
     cut_by_budget,
     next_launch,
     records_of,
 )
+from autotune.trial.folder import LAUNCHES
 from autotune.trial.launch import run_launch
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.protocol import Outcome

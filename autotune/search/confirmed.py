@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.plan import Plan
+from autotune.trial.outcome import t_quantile_95
 from autotune.trial.protocol import Outcome
 from autotune.trial.record import TrialRecord
-
-# Two-sided 95% quantiles of Student's t by degrees of freedom (any table); above 10, the normal's.
-_T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-
 
 _EQUAL = 0.02
 """A tie may win by its memory only where it is slower than the fastest by no more than this."""
@@ -145,7 +142,7 @@ def _held(record: TrialRecord) -> bool:
 def _confirmed(own: list[TrialRecord], spread: float, freedom: int) -> Confirmed:
     rates = [record.tokens_per_s or 0.0 for record in own]
     mean = statistics.mean(rates)
-    half = _t95(freedom) * spread * mean / math.sqrt(len(own))
+    half = t_quantile_95(freedom) * spread * mean / math.sqrt(len(own))
     peaks = [r.peak_reserved_bytes or r.peak_allocated_bytes or 0 for r in own]
     return Confirmed(
         plan=own[-1].plan,
@@ -178,11 +175,7 @@ def _pooled_spread(plans: Iterable[list[TrialRecord]]) -> tuple[float, int]:
 def _is_tie(one: Confirmed, fastest: Confirmed, spread: float, freedom: int) -> bool:
     gap = 1 - one.tokens_per_s / fastest.tokens_per_s
     error = spread * math.sqrt(1 / one.launches + 1 / fastest.launches)
-    return gap <= _t95(freedom) * error
-
-
-def _t95(freedom: int) -> float:
-    return _T95[freedom] if freedom < len(_T95) else 1.96
+    return gap <= t_quantile_95(freedom) * error
 
 
 def _name(confirmed: Confirmed) -> str:

@@ -16,7 +16,7 @@ from autotune.search.book import Book
 from autotune.search.job import Job, rung_of
 from autotune.search.space import Family
 from autotune.trial.conversation import ConversationalLaunch
-from autotune.trial.folder import numbered_launches, read_results
+from autotune.trial.folder import LAUNCHES, numbered_launches, read_results
 from autotune.trial.launch import Ended
 from autotune.trial.native_ops import build_native_ops
 from autotune.trial.outcome import read_rungs
@@ -24,7 +24,6 @@ from autotune.trial.protocol import REQUEST_FILE, Outcome, Request, write_messag
 from autotune.trial.ranks import Starter
 from autotune.trial.record import TrialRecord
 
-LAUNCHES = "launches"
 STUDY_VARIABLE = "AUTOTUNE_STUDY"
 _NUMBERING = threading.Lock()
 

@@ -7,18 +7,15 @@ from pathlib import Path
 
 from autotune.search.book import Book
 from autotune.search.job import plan_of
-from autotune.search.live import LAUNCHES, STUDY_VARIABLE, records_of
-from autotune.trial.folder import numbered_launches, read_results
+from autotune.search.live import STUDY_VARIABLE, records_of
+from autotune.trial.folder import LAUNCHES, asked_rungs, numbered_launches, read_results
 from autotune.trial.launch import Ended
 from autotune.trial.processes import kill_tagged
 from autotune.trial.protocol import (
     REQUEST_FILE,
     Outcome,
     Request,
-    Rung,
-    RungOrder,
     read_message,
-    rung_file,
 )
 
 
@@ -27,21 +24,14 @@ def kill_left_ranks(study: Path) -> None:
     kill_tagged(STUDY_VARIABLE, str(study.resolve()))
 
 
-def asked_rungs(request: Request, folder: Path) -> list[Rung]:
-    """Return the rungs a launch was asked for: at its start, or one after another."""
-    if not request.converses:
-        return request.rungs
-    orders = [read_message(RungOrder, path) for path in sorted(folder.glob(rung_file("*")))]
-    return [o.rung for o in orders if o.rung is not None and o.launch_id == request.launch_id]
-
-
 def keep_finished(study: Path, book: Book, note: Callable[[str], object]) -> None:
     """Record the rungs that launches finished before they were cut short."""
     for number, folder in numbered_launches(study / LAUNCHES):
         if not (folder / REQUEST_FILE).exists():
             continue
         request = read_message(Request, folder / REQUEST_FILE)
-        request = request.model_copy(update={"rungs": asked_rungs(request, folder)})
+        if request.converses:
+            request = request.model_copy(update={"rungs": asked_rungs(folder)})
         family = book.family_by_id(request.plan_object().family_id)
         known = [r for r in request.rungs if book.store.get(plan_of(request, r).id) is not None]
         if family is None or len(known) == len(request.rungs):

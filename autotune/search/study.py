@@ -31,6 +31,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.training import DatasetSource
 from autotune.spec.workload import Workload
 from autotune.trial.data_counts import DataCounts
+from autotune.trial.folder import LAUNCHES
 from autotune.trial.protocol import RankResult, rank_result_file, read_message
 from autotune.trial.store import RECORDS_FILE
 
@@ -40,7 +41,7 @@ SUMMARY_FILE = "summary.json"
 SPACE_FILE = "space.json"
 _LOCK_FILE = ".lock"
 _FILES = (
-    CONTRACT_FILE, SPACE_FILE, SUMMARY_FILE, RECORDS_FILE, "study.journal", "launches",
+    CONTRACT_FILE, SPACE_FILE, SUMMARY_FILE, RECORDS_FILE, "study.journal", LAUNCHES,
     "trials.csv", "report.html", "confirmations.jsonl", "fork-server.log",
 )  # fmt: skip
 """What a search may leave before its first record."""
@@ -123,7 +124,7 @@ class Contract:
 
 def data_counts(folder: Path) -> DataCounts | None:
     """Return what the trials of a study read, as the first of them that got so far counted it."""
-    for path in sorted((folder / "launches").glob(f"*/{rank_result_file(0)}")):
+    for path in sorted((folder / LAUNCHES).glob(f"*/{rank_result_file(0)}")):
         counts = read_message(RankResult, path).data
         if counts is not None:
             return counts

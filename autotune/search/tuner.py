@@ -15,7 +15,7 @@ from autotune.search.book import Book
 from autotune.search.confirm import ROUNDS, Confirmer
 from autotune.search.job import Job
 from autotune.search.learning import Learner
-from autotune.search.live import LAUNCHES, LiveBench, LiveLaunch
+from autotune.search.live import LiveBench, LiveLaunch
 from autotune.search.loop import Loop
 from autotune.search.names import DEFAULT_SAMPLER, TOLERANCE
 from autotune.search.parallel import Desk, Pinned, Slot, run_side_by_side
@@ -23,7 +23,7 @@ from autotune.search.policy import Asked
 from autotune.search.recovery import keep_finished, kill_left_ranks
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Family
-from autotune.trial.folder import numbered_launches
+from autotune.trial.folder import LAUNCHES, numbered_launches
 from autotune.trial.forkserver import ForkServer
 from autotune.trial.nodes.leader import Leader
 from autotune.trial.ranks import Starter

@@ -10,14 +10,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autotune.errors import AutotuneError
 from autotune.trial.checkpoint import IDENTITY_FILE, checkpoints_of
-from autotune.trial.folder import numbered_launches
+from autotune.trial.folder import LAUNCHES, numbered_launches
 from autotune.trial.protocol import REQUEST_FILE, Request, read_message
 
 SAVED_CONFIG = "adapter_config.json"
 SAVED_WEIGHTS = "adapter_model.safetensors"
 DCP_FOLDER = "pytorch_model_fsdp_0"
 """FSDP2's sharded checkpoint, which has no `SAVED_CONFIG`."""
-_LAUNCHES = "launches"
 
 
 class MergeOrder(BaseModel):
@@ -53,7 +52,7 @@ def merge_order(folder: Path, base: str | None, out: Path) -> MergeOrder:
     sharded = (folder / DCP_FOLDER).is_dir()
     if not sharded and not (folder / SAVED_WEIGHTS).is_file():
         raise AutotuneError(_nothing_there(folder))
-    run = folder if (folder / _LAUNCHES).is_dir() else folder.parent
+    run = folder if (folder / LAUNCHES).is_dir() else folder.parent
     lora = None if (folder / SAVED_WEIGHTS).is_file() else _lora_of_checkpoint(folder)
     known = base or _base_of(folder, run)
     if known is None:
@@ -96,7 +95,7 @@ def _lora_of_checkpoint(folder: Path) -> dict[str, Any]:
 
 def _base_of(folder: Path, run: Path) -> str | None:
     """Return the weights a run started from: as its request says, or as PEFT wrote them down."""
-    for _, launch in reversed(numbered_launches(run / _LAUNCHES)):
+    for _, launch in reversed(numbered_launches(run / LAUNCHES)):
         weights = _weights_of(launch / REQUEST_FILE)
         if weights is not None:
             return weights

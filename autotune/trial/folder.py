@@ -18,6 +18,9 @@ from autotune.trial.protocol import (
     rung_file,
 )
 
+LAUNCHES = "launches"
+"""Of a study or a run: the folder with its launches' folders."""
+
 
 def read_results(folder: Path) -> list[RankResult]:
     """Return what each rank of the folder's request wrote; empty for a rank that wrote nothing."""

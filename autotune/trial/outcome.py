@@ -45,10 +45,14 @@ def median_interval(values: Sequence[float]) -> Spread:
     median = statistics.median(values)
     if len(values) < 2:
         return Spread(median=median, low=0.0, high=math.inf)
-    freedom = len(values) - 1
-    quantile = _T95[freedom] if freedom < len(_T95) else 1.96
-    half = quantile * _MEDIAN_ERROR * statistics.stdev(values) / math.sqrt(len(values))
+    error = _MEDIAN_ERROR * statistics.stdev(values) / math.sqrt(len(values))
+    half = t_quantile_95(len(values) - 1) * error
     return Spread(median=median, low=max(0.0, median - half), high=median + half)
+
+
+def t_quantile_95(freedom: int) -> float:
+    """Return the two-sided 95% quantile of Student's t."""
+    return _T95[freedom] if freedom < len(_T95) else 1.96
 
 
 def read_rungs(

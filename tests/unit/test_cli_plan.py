@@ -190,6 +190,16 @@ def test_closed_pipe_is_quiet():
     assert process.wait(60) == 0 and err == b""
 
 
+def test_a_pipe_that_is_not_stdout_s_is_a_bug(capsys, monkeypatch):
+    def writes_to_a_dead_process(args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("autotune.cli.plan.run", writes_to_a_dead_process)
+    code, _, err = run(capsys, *PLAN)
+    assert code == 1 and err.startswith("autotune: internal error")
+    os.unlink(err.rpartition(" in ")[2].strip().rstrip(")"))
+
+
 def test_every_verb_is_listed(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0 and all(verb in out for verb in VERBS)

@@ -115,10 +115,6 @@ class RankLoader:
         """
         return self.batch_size * self._dp_size * self.grad_accum_steps
 
-    def mean_sequence_tokens(self) -> float:
-        """Return the tokens of a sequence that the loss is taken on, averaged over all of them."""
-        return self._sequences.mean_trained_tokens()
-
     def reconfigure(self, micro_batch_size: int, grad_accum_steps: int) -> None:
         """Change the split from the next step on; the order goes on where it is.
 

@@ -249,15 +249,6 @@ class ModelSpec(BaseModel):
             return sum(self.counted.matrices)
         return self._matmul_parameters_with(self.moe.num_experts if self.moe else 0)
 
-    @property
-    def largest_layer_matmul_parameters(self) -> int:
-        """Weights of the matrix products of one layer, the largest where layers differ."""
-        if self.counted:
-            return max(self.counted.matrices)
-        dense = _weights(self.ffn_linears) if self.num_dense_layers else 0
-        sparse = self._moe_weights(self.moe.num_experts if self.moe else 0)
-        return _weights(self.attention_linears) + max(dense, sparse)
-
     def _matmul_parameters_with(self, experts_per_layer: int) -> int:
         return (
             self.num_layers * _weights(self.attention_linears)
