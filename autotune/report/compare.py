@@ -108,9 +108,9 @@ def compare(first: Study, second: Study) -> Comparison:
 def sentences(comparison: Comparison) -> list[str]:
     """Say what the comparison shows: the plans in common, then the winners."""
     counts = [
-        f"{len(comparison.pairs):,} plans were tried in both, {len(comparison.ratios):,} of them "
-        f"ran to the end in both; {len(comparison.only_first):,} only in the first, "
-        f"{len(comparison.only_second):,} only in the second."
+        f"Plans tried in both: {len(comparison.pairs):,}, of them {len(comparison.ratios):,} to "
+        f"the end in both; only in the first: {len(comparison.only_first):,}, only in the second: "
+        f"{len(comparison.only_second):,}."
     ]
     if comparison.ratios:
         verdicts = [pair.verdict for pair in comparison.pairs]

@@ -100,7 +100,8 @@ def _describe_exit(
     code = process.returncode
     if code is None or code >= 0:
         return f"ended with code {code} and no complete result", Outcome.CRASHED
-    name = signal.Signals(-code).name
+    known = {each.value for each in signal.Signals}
+    name = signal.Signals(-code).name if -code in known else f"signal {-code}"
     if name == "SIGKILL" and host_out_of_memory:
         return "was killed by the kernel: the host ran out of memory", Outcome.HOST_OOM
     left = process.memory_left() if name in _NATIVE_DEATHS else None

@@ -233,6 +233,12 @@ def test_a_killed_rank_is_the_cause_though_the_other_spoke_before_its_death_was_
     assert (ended.rank, ended.message) == (1, "rank 1 was killed by SIGKILL")
 
 
+def test_a_signal_without_a_name_is_told_by_its_number():
+    ranks = [ended_rank(n, -35, alive_at=10.0, ended_at=10.1) for n in (0, 1)]
+    ended = conclude(ranks, [silent(0), silent(1)])
+    assert (ended.outcome, ended.message) == (Outcome.CRASHED, "rank 0 was killed by signal 35")
+
+
 def test_the_rank_that_ran_out_first_is_the_cause():
     ranks = [ended_rank(n, 1, alive_at=9.9, ended_at=10.1) for n in (0, 1)]
     lost = said(Outcome.CRASHED, "connection closed by peer", 10.05)
