@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
         order = merge_order(args.run.resolve(), args.base, made)
         _check_base_stays(out, Path(order.base).resolve())
         answer = _merge(order)
-        if out.exists():
-            out.rename(Path(folder) / "replaced")
-        made.rename(out)
+        _put(made, out, Path(folder) / "replaced")
     document = {"out": str(args.out), "adapter": order.adapter, "base": order.base, **answer}
     if args.json:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
@@ -66,6 +64,18 @@ def run(args: argparse.Namespace) -> int:
             f"({answer['dtype']})\n"
         )
     return 0
+
+
+def _put(made: Path, out: Path, aside: Path) -> None:
+    """Rename `made` to `out`; what `out` held goes aside, and back where that fails."""
+    if out.exists():
+        out.rename(aside)
+    try:
+        made.rename(out)
+    except OSError:
+        if aside.exists():
+            aside.rename(out)
+        raise
 
 
 def _check_out(out: Path, run: Path, *, force: bool) -> None:

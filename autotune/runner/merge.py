@@ -7,11 +7,13 @@ trained in 4 bits: the adapter is added to the weights themselves, not to their 
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from autotune.errors import AutotuneError
 from autotune.runner.models import add_adapter
@@ -38,6 +40,10 @@ def merge(order: MergeOrder) -> dict[str, Any]:
     if (adapter / SAVED_WEIGHTS).is_file():
         try:
             model = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu")
+        except SafetensorError as error:  # neither an OSError nor a ValueError
+            raise AutotuneError(
+                f"{adapter / SAVED_WEIGHTS} is not whole: {error}. Give another checkpoint."
+            ) from error
         except (OSError, RuntimeError, ValueError) as error:  # no file; other sizes; no adapter
             raise AutotuneError(
                 f"The adapter in {adapter} does not go on {order.base}: "
@@ -78,7 +84,7 @@ def _load_base(base: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             base, dtype="auto", local_files_only=Path(base).is_dir()
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise AutotuneError(
             f"The base {base} cannot be read: {str(error).splitlines()[0]} Give it by --base, a "
             "local folder or a Hub id."
@@ -90,7 +96,10 @@ def _load_sharded(model: Any, folder: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.FileSystemReader(folder)
-    held = reader.read_metadata().state_dict_metadata
+    try:
+        held = reader.read_metadata().state_dict_metadata
+    except (OSError, EOFError, pickle.UnpicklingError) as error:  # saving ended before its index
+        raise _not_whole(folder, error) from error
     own = {name: p for name, p in model.named_parameters() if f".{_ADAPTER}" in name}
     names = {name: _name_in(held, name) for name in own}
     missing = [name for name, found in names.items() if found is None]
@@ -101,10 +110,19 @@ def _load_sharded(model: Any, folder: Path) -> None:
         )
     read = {found: torch.empty(own[name].shape, dtype=held[found].properties.dtype)
             for name, found in names.items()}  # fmt: skip
-    dcp.load(read, storage_reader=reader, no_dist=True)
+    try:
+        dcp.load(read, storage_reader=reader, no_dist=True)
+    except dcp.api.CheckpointException as error:  # a BaseException; a part is missing or cut short
+        first = next(iter(error.failures.values()))[0]
+        raise _not_whole(folder, first) from error
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(read[names[name]])
+
+
+def _not_whole(folder: Path, error: BaseException) -> AutotuneError:
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    return AutotuneError(f"{folder} is not whole: {words}. Give another checkpoint.")
 
 
 def _name_in(held: Any, name: str) -> str | None:

@@ -135,3 +135,49 @@ def test_a_base_of_other_layers_is_refused(layers, words, tmp_path) -> None:
         merge(order)
     model(2).save_pretrained(tmp_path / "base")
     assert merge(order)["layers"] == 4
+
+
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore:.is_gradient_checkpointing:FutureWarning"
+)
+@pytest.mark.parametrize(
+    ("file", "kept", "words"),
+    [
+        ("plain/adapter_model.safetensors", 3000, "adapter_model.safetensors is not whole"),
+        ("base/model.safetensors", 3000, "The base .* cannot be read"),
+        ("sharded/pytorch_model_fsdp_0/.metadata", None, "pytorch_model_fsdp_0 is not whole"),
+        ("sharded/pytorch_model_fsdp_0/.metadata", 0, "pytorch_model_fsdp_0 is not whole"),
+        ("sharded/pytorch_model_fsdp_0/__0_0.distcp", None, "pytorch_model_fsdp_0 is not whole"),
+        ("sharded/pytorch_model_fsdp_0/__0_0.distcp", 900, "pytorch_model_fsdp_0 is not whole"),
+    ],
+)
+def test_what_was_half_written_is_refused(file, kept, words, tmp_path) -> None:
+    """safetensors and DCP fail with errors of their own, DCP's no `Exception`."""
+    torch = pytest.importorskip("torch")
+    import torch.distributed.checkpoint as dcp
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from autotune.runner.merge import merge
+    from autotune.runner.models import add_adapter
+
+    config = AutoConfig.for_model(**small_config())
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    lora = Lora(r=4, target_modules=("q_proj",))
+    adapted = add_adapter(base, lora)
+    adapted.save_pretrained(tmp_path / "plain")
+    held = {
+        f"model.{name}": p.detach() for name, p in adapted.named_parameters() if "lora_" in name
+    }
+    dcp.save(held, checkpoint_id=tmp_path / "sharded/pytorch_model_fsdp_0", no_dist=True)
+    path = tmp_path / file
+    whole = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(whole[:kept])
+    order = MergeOrder(
+        adapter=str(tmp_path / ("sharded" if "sharded" in file else "plain")),
+        base=str(tmp_path / "base"), out=str(tmp_path / "out"), lora=lora.model_dump(mode="json"),
+    )  # fmt: skip
+    with pytest.raises(AutotuneError, match=words):
+        merge(order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,23 @@ def test_the_base_is_not_replaced(run, finished, tmp_path):
         code, said = run(finished, "--base", base, "--out", out, "--force")
         assert code == 2 and "holds the base itself" in said
     assert (base / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_what_out_held_comes_back_where_the_new_cannot_take_its_place(
+    run, finished, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    answer = {"layers": 1, "dtype": "float32"}
+
+    def merged_and_lost(order):
+        Path(order.out).rmdir()  # so that the last rename fails
+        return answer
+
+    monkeypatch.setattr("autotune.cli.merge._merge", merged_and_lost)
+    code, _ = run(finished, "--out", out, "--force")
+    assert code != 0 and (out / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
