@@ -234,6 +234,8 @@ def strategy_name(value: object, fsdp: Section) -> str:
     Raises:
         AutotuneError: it is none.
     """
+    if isinstance(value, str) and value.isdecimal():  # accelerate takes it in quotes as well
+        value = int(value)
     number = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= len(_NUMBERED)
     name = _NUMBERED[value - 1] if number else value  # type: ignore[operator]
     name = name.lower() if isinstance(name, str) else name

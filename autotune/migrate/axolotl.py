@@ -187,8 +187,11 @@ def _move_config(document: Document, notes: Notes, reshard: bool) -> None:
     plain = {key for key, value in given.items() if value is not None}
     for key, value in given.items():
         bare = key.removeprefix("fsdp_")
-        if key in VERSION_KEYS or value is None or (bare != key and bare in plain):
+        if key in VERSION_KEYS or value is None:
             document.remove(_CONFIG, key)
+        elif bare != key and bare in plain:  # of the same value, or it was refused
+            document.remove(_CONFIG, key)
+            notes.removed(key, f"{bare} says the same", ignored=False)
         elif bare == "sharding_strategy" and not plain & {
             "reshard_after_forward", "fsdp_reshard_after_forward"
         }:  # fmt: skip

@@ -46,12 +46,13 @@ class Document:
     """
 
     def __init__(self, text: str, path: Path) -> None:
-        self._text = text
         self.path = path
         """What it is called in messages."""
         self.values = parse_yaml_mapping(text, path)
         """What the file says, aliases written out."""
         self._newline = "\r\n" if "\r\n" in text else "\n"
+        self._lacks_end = not text.endswith("\n")
+        self._text = text = text + self._newline if self._lacks_end else text
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         assert isinstance(root, yaml.MappingNode)  # parse_yaml_mapping has seen it
         if root.flow_style:
@@ -158,6 +159,8 @@ class Document:
         order = sorted(enumerate(edits), key=lambda e: (e[1].start, e[1].end, e[0]))
         for _, edit in reversed(order):
             text = text[: edit.start] + edit.text + text[edit.end :]
+        if self._lacks_end:
+            text = text.removesuffix(self._newline)
         try:
             found: dict[str, Any] | None = parse_yaml_mapping(text, self.path)
         except AutotuneError:
@@ -237,10 +240,7 @@ class Document:
         return f"# {key} (removed):{comment[1:]}"
 
     def _insert_lines(self, at: int, lines: list[str]) -> None:
-        text = "".join(line + self._newline for line in lines)
-        if at and self._text[at - 1] not in "\r\n":  # the last line has no end
-            text = self._newline + text[: -len(self._newline)]
-        self._edits.append(_Edit(at, at, text))
+        self._edits.append(_Edit(at, at, "".join(line + self._newline for line in lines)))
 
     def _line_start(self, at: int) -> int:
         return self._text.rfind("\n", 0, at) + 1

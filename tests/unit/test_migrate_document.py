@@ -123,6 +123,14 @@ def test_refused_without_a_change(text, changes, words):
         change(text, *changes)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_the_last_line_gives_way_without_a_gap(end):
+    newline = end or "\n"
+    text = newline.join(["s:", "  a: 1", "  b: 2"]) + end
+    changed = change(text, ("remove", "s", "b"), ("add", "s", "c", True))
+    assert changed == newline.join(["s:", "  a: 1", "  c: true"]) + end
+
+
 def test_a_wrong_edit_is_noticed(monkeypatch):
     """The result is read and compared: a slip of a position must not reach the file."""
     end = Document._end
