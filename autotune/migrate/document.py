@@ -159,19 +159,21 @@ class Document:
         order = sorted(enumerate(edits), key=lambda e: (e[1].start, e[1].end, e[0]))
         for _, edit in reversed(order):
             text = text[: edit.start] + edit.text + text[edit.end :]
-        if self._lacks_end:
-            text = text.removesuffix(self._newline)
+        # Without the line end that the file lacked, unless a block of text, now last, needs it.
+        for each in [text.removesuffix(self._newline), text] if self._lacks_end else [text]:
+            if self._says_what_it_should(each):
+                return each
+        raise AutotuneError(
+            f"{self.path}: its FSDP keys are written in a way that cannot be changed safely "
+            "(tags, anchors or braces over several lines). Write them as plain "
+            "lines of `key: value`, then run this again. Nothing was changed."
+        )
+
+    def _says_what_it_should(self, text: str) -> bool:
         try:
-            found: dict[str, Any] | None = parse_yaml_mapping(text, self.path)
+            return parse_yaml_mapping(text, self.path) == self._expected
         except AutotuneError:
-            found = None
-        if found != self._expected:
-            raise AutotuneError(
-                f"{self.path}: its FSDP keys are written in a way that cannot be changed safely "
-                "(tags, anchors or braces over several lines). Write them as plain "
-                "lines of `key: value`, then run this again. Nothing was changed."
-            )
-        return text
+            return False
 
     def _mapping(self, section: str) -> yaml.MappingNode:
         if section == _TOP:

@@ -100,7 +100,9 @@ def test_strategies(file, config, as_written, reshard, words):
     assert bool(said) == bool(words) and words in " ".join(said)
 
 
-@pytest.mark.parametrize(("strategy", "reshard"), [("HYBRID_SHARD", True), ("5", False), ("'5'", False)])
+@pytest.mark.parametrize(
+    ("strategy", "reshard"), [("HYBRID_SHARD", True), ("5", False), ("'5'", False)]
+)
 def test_hybrid_strategies_take_the_mesh_of_the_file_or_of_the_flags(file, strategy, reshard):
     config = f"fsdp_config:\n  fsdp_sharding_strategy: {strategy}\n"
     for mesh, sizes in ((None, (2, 4)), (Mesh(num_gpus=8, num_nodes=4), (4, 2))):
