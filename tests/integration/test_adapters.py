@@ -143,7 +143,6 @@ def test_the_4_bits_are_those_of_the_paper(storage) -> None:
         assert ((read.reshape(-1, BLOCK) - nearest) / scale).abs().max() < off
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 2)])
 def test_an_adapter_adds_what_its_formula_says(rslora, scale) -> None:
     """alpha / r, and of rsLoRA alpha / sqrt(r) (arXiv:2312.03732), times B A x."""

@@ -70,9 +70,7 @@ def test_a_merged_run_and_a_merged_checkpoint(
     assert again.returncode == 2 and "nothing was overwritten" in again.stderr
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore:.is_gradient_checkpointing:FutureWarning"
-)
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 2)])
 def test_merged_weights_are_the_formula_s(rslora, scale, tmp_path) -> None:
     """W + s B A from the files: the run and the merge make the adapter by the same code."""
@@ -109,9 +107,7 @@ def test_merged_weights_are_the_formula_s(rslora, scale, tmp_path) -> None:
         torch.testing.assert_close(merged[name], want, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore:.is_gradient_checkpointing:FutureWarning"
-)
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("layers", "words"), [(3, "the adapter has none for"), (1, "no place")])
 def test_a_base_of_other_layers_is_refused(layers, words, tmp_path) -> None:
     """PEFT warns, and merges the layers that are there."""
@@ -137,9 +133,7 @@ def test_a_base_of_other_layers_is_refused(layers, words, tmp_path) -> None:
     assert merge(order)["layers"] == 4
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore:.is_gradient_checkpointing:FutureWarning"
-)
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("file", "kept", "words"),
     [

@@ -9,11 +9,7 @@ from autotune.spec.workload import Lora
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = [
-    pytest.mark.integration,
-    # peft reads a property transformers 5 has renamed.
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
-]
+pytestmark = pytest.mark.integration
 
 
 def build(config):

@@ -14,8 +14,6 @@ transformers = pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.usefixtures("one_thread"),
-    # peft reads a property transformers 5 has renamed.
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
 ]
 
 from autotune.runner.liger import apply_liger, missing_kernels  # noqa: E402
