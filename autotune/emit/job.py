@@ -119,6 +119,13 @@ def fsdp2_reduction(job: Job) -> list[str]:
     ]
 
 
+def starts_one_host(plan: Plan, how: str) -> list[str]:
+    """Return the warning that the command starts more ranks than a host has; or none."""
+    if plan.world_size <= RANKS_A_NODE:
+        return []
+    return [f"The command starts all {plan.world_size} ranks on one host: for several, {how}."]
+
+
 def cannot_say(tool: str, keys: Mapping[str, Any], advice: str) -> list[str]:
     """Return the warning that names keys without a word in the tool, with their values; or none."""
     if not keys:

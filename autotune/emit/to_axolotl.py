@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from autotune.emit.axolotl import emit_axolotl
 from autotune.emit.axolotl_keys import data_settings_keys
-from autotune.emit.job import Exported, Job, fsdp2_reduction
+from autotune.emit.job import Exported, Job, fsdp2_reduction, starts_one_host
 from autotune.errors import AutotuneError
 from autotune.plan import CpBackend, Engine
 
@@ -43,6 +43,9 @@ def to_axolotl(job: Job, file_name: str) -> Exported:
             lost = ["micro_batch_size", "grad_accum_steps"]
             plan = replace(plan, micro_batch_size=1, grad_accum_steps=steps)
     warnings += fsdp2_reduction(job)
+    warnings += starts_one_host(
+        plan, "add --num_machines, --machine_rank and --main_process_ip on each"
+    )
     if not job.datasets:
         warnings.append("datasets is missing: Axolotl refuses the file until it has one.")
     extra = data_settings_keys(job.data) | dict(job.passthrough)

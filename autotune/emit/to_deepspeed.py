@@ -12,6 +12,7 @@ from autotune.emit.job import (
     cannot_say,
     lost_fields,
     lost_plan_keys,
+    starts_one_host,
     training_keys,
 )
 from autotune.errors import AutotuneError
@@ -35,6 +36,7 @@ def to_deepspeed(job: Job, file_name: str) -> Exported:
         config |= {"data_parallel_size": plan.dp_shard, "sequence_parallel_size": plan.cp}
     unsaid = lost_plan_keys(plan, _LOST) | training_keys(job, ("max_grad_norm",))
     warnings = cannot_say("DeepSpeed's JSON", unsaid, _SCRIPT)
+    warnings += starts_one_host(plan, "name them in a --hostfile and leave --num_gpus out")
     return Exported(
         files={file_name: json_text(config)},
         command=f"deepspeed --num_gpus {plan.world_size} SCRIPT --deepspeed_config {file_name}",

@@ -6,7 +6,14 @@ from pathlib import PurePath
 from typing import Any
 
 from autotune.emit.axolotl_keys import OPTIMIZER_NAMES, comment, yaml_text
-from autotune.emit.job import Exported, Job, cannot_say, fsdp2_reduction, training_keys
+from autotune.emit.job import (
+    Exported,
+    Job,
+    cannot_say,
+    fsdp2_reduction,
+    starts_one_host,
+    training_keys,
+)
 from autotune.emit.to_accelerate import several_nodes, to_accelerate
 from autotune.emit.to_deepspeed import json_text, standalone_config
 from autotune.errors import AutotuneError
@@ -70,6 +77,12 @@ def to_llamafactory(job: Job, file_name: str) -> Exported:
         if plan.recompute is Recompute.FULL:
             # Said once, by the file of the engine: twice would recompute twice.
             keys["disable_gradient_checkpointing"] = True
+    if plan.engine is not Engine.FSDP2:
+        warnings += starts_one_host(
+            plan,
+            "set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on each, and NPROC_PER_NODE to its "
+            "ranks",
+        )
     if "dataset" not in keys:
         warnings.append(
             "datasets: LLaMA-Factory takes names from its dataset_info.json: register your data "

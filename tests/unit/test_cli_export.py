@@ -230,3 +230,11 @@ def test_a_reduction_in_bf16_is_said(export, tmp_path, target, extra, said):
     out = tmp_path / "out.yaml"
     _, err = export(extra, "--to", target, "--gpus", 4, "--out", out)
     assert ("reduces gradients and returns the loss in bf16" in err) is said
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ranks_of_several_hosts_are_said(export, tmp_path, target):
+    out, extra = tmp_path / "out.yaml", FSDP2 if target == "torchtitan" else ZERO2
+    for gpus, said in ((8, False), (16, True)):
+        _, err = export(extra, "--to", target, "--gpus", gpus, "--out", out, "--force")
+        assert ("on one host" in err or "nodes" in err) is said
