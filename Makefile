@@ -76,7 +76,8 @@ test: $(SETUP)
 	$(PYTEST) -n 2 --dist loadfile tests/integration -m 'not slow and not gpu'
 
 test-slow: $(SETUP)
-	$(PYTEST) tests -m 'slow and not gpu'
+	$(PYTEST) -n 2 tests/unit tests/conformance -m 'slow and not gpu'
+	$(PYTEST) -n 2 --dist loadfile tests/integration -m 'slow and not gpu'
 
 # Each tool in an environment of its own under ~/.cache/autotune; one that cannot be installed is
 # skipped with the reason.

@@ -16,7 +16,10 @@ from autotune.spec.strategy import load_strategies
 from autotune.spec.workload import Workload
 from autotune.timing import Collective, estimate_time
 
-ENGINES = {"ddp", "zero1", "zero2", "zero3", "fsdp2", "fsdp2-kept"}
+ENGINES = {
+    "ddp", "ddp-cp", "zero1", "zero2", "zero3", "fsdp2", "fsdp2-kept",
+    "zero2-offload", "zero3-offload", "zero3-offload-all", "fsdp2-offload-all",
+}  # fmt: skip
 
 
 def test_two_ranks_measure_their_rates():
