@@ -65,18 +65,14 @@ def check_known(values: Iterable[str], known: Collection[str], where: str) -> No
     """
     unknown = [key for key in values if key not in known]
     if unknown:
-        named = [_with_nearest(str(key)[:200], known) for key in unknown[:_MOST_NAMED]]
+        named = [f"`{str(key)[:200]}`{nearest(str(key)[:200], known, count=1).rstrip('.')}"
+                 for key in unknown[:_MOST_NAMED]]  # fmt: skip
         more = len(unknown) - len(named)
         plural = "keys" if len(unknown) > 1 else "key"
         raise AutotuneError(
             f"{where}: unknown {plural} {', '.join(named)}{f' and {more} more' if more else ''}. "
             "Correct or remove it."
         )
-
-
-def _with_nearest(key: str, known: Collection[str]) -> str:
-    near = nearest(key, known, count=1).strip().rstrip(".")
-    return f"`{key}` ({near})" if near else f"`{key}`"
 
 
 def check_nested(

@@ -106,7 +106,7 @@ def test_unknown_key_names_the_nearest(load, key, near):
 def test_unknown_keys_are_named_together(load):
     message = refusal(load, "zzzz: 1\nsequence_length: 3\n")
     assert "`zzzz`" in message
-    assert "`sequence_length` (Nearest: sequence_len)" in message
+    assert "`sequence_length` Nearest: sequence_len" in message
 
 
 @pytest.mark.parametrize("missing", ["base_model", "learning_rate"])

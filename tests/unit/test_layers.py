@@ -9,7 +9,7 @@ import autotune
 
 PACKAGE = Path(autotune.__file__).parent
 LAYERS = [
-    {"errors", "units", "resources", "explanations"},
+    {"errors", "units", "resources", "folders", "explanations"},
     {"plan"},
     {"spec"},
     {"float8_rules"},
