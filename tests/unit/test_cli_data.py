@@ -105,6 +105,7 @@ DAMAGED[10] ^= 0xFF
         ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "first row cannot be read"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "first row cannot be read"),
     ],
+    ids=["archive", "csv", "digits", "nested"],
 )
 def test_what_python_s_readers_refuse_is_one_message(
     tmp_path: Path, name: str, content: bytes, said: str
