@@ -32,8 +32,8 @@ frame.onload = () => setTimeout(async () => {{
     for (let wait = 0; wait < 25 && !chart.querySelector("svg.main-svg"); wait++)
       await new Promise((done) => setTimeout(done, 200));
   }}
-  // Virtual time may show the frame no picture, and then nothing comes near: paper draws all.
-  if (!page.querySelector(".chart svg.main-svg"))
+  // Virtual time may show the frame too few pictures for all to come near: paper draws the rest.
+  if ([...page.querySelectorAll(".chart")].some((chart) => !chart.querySelector("svg.main-svg")))
     for (const moment of ["beforeprint", "afterprint"]) {{
       view.dispatchEvent(new view.Event(moment));
       await new Promise((done) => setTimeout(done, 200));
