@@ -97,3 +97,4 @@ def test_a_rank_that_ended_before_its_order_is_put_away(monkeypatch):
         process.wait()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write("an order\n")
+    assert process.stdin.closed and process.stdout.closed
