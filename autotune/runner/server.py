@@ -110,7 +110,7 @@ class Server:
             return
         try:
             self._become_rank(order)
-        except BaseException:  # a forked child must not go on as the server, whatever stopped it
+        finally:  # a forked child must not go on as the server, whatever stopped it
             import traceback
 
             traceback.print_exc()

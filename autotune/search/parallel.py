@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -92,30 +93,19 @@ def run_side_by_side(loops: Sequence[Runs], desk: Desk, stop_all: Callable[[], o
         KeyboardInterrupt: after every launch was stopped.
         AutotuneError: what a loop raised; the others were stopped.
     """
-    reasons: list[str] = []
-    failures: list[BaseException] = []
-
-    def work(loop: Runs) -> None:
+    ended: list[Future[str]] = []  # the first to end first
+    with ThreadPoolExecutor(len(loops)) as threads:
+        runs = [threads.submit(loop.run) for loop in loops]
+        for run in runs:
+            run.add_done_callback(ended.append)
         try:
-            reasons.append(loop.run())
-        except BaseException as error:  # raised again in the main thread
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(loop,)) for loop in loops]
-    try:
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads) and not failures:
-            for thread in threads:
-                thread.join(0.1)  # short, so that Ctrl-C is heard
-    finally:
-        if any(thread.is_alive() for thread in threads):
-            desk.stopping = True
-            stop_all()
-            for thread in threads:
-                thread.join()
-    if failures:
-        raise failures[0]
+            while len(ended) < len(runs) and not any(run.exception() for run in ended):
+                wait(runs, timeout=0.1, return_when=FIRST_EXCEPTION)  # so that Ctrl-C is heard
+        finally:
+            if len(ended) < len(runs):
+                desk.stopping = True
+                stop_all()
+    reasons = [run.result() for run in ended]
     return next((reason for reason in reversed(reasons) if reason != OTHERS_MEASURE), reasons[-1])
 
 

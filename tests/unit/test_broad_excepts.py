@@ -1,4 +1,4 @@
-"""What catches everything stands at the edge of a process or thread, and says why."""
+"""What catches everything stands at the edge of a process, and says why."""
 
 import ast
 from pathlib import Path
@@ -9,10 +9,7 @@ PACKAGE = Path(autotune.__file__).parent
 BROAD = {"Exception", "BaseException"}
 SAID = {*BROAD, "RuntimeError"}
 """RuntimeError is what libraries raise for lack of a better word."""
-EDGES = {
-    "cli/__init__.py", "runner/rank.py", "runner/server.py", "runner/trace/__main__.py",
-    "search/parallel.py",
-}  # fmt: skip
+EDGES = {"cli/__init__.py", "runner/rank.py"}
 
 
 def caught(handler):

@@ -2,7 +2,7 @@
 
 A request holds a ``config``, and ``keys`` to trace; without keys it asks what the model is. The
 answer holds ``profiles``, one a key, or ``model``; ``error`` where the model is none that can be
-trained; ``failure`` where the trace itself went wrong.
+trained. Where the trace itself goes wrong, the process ends: its last words are the reason.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"profiles": _trace(request["config"], request["keys"])}
     except AutotuneError as error:
         return {"error": str(error)}
-    except Exception as error:  # a model's own code may raise anything; the next is still asked for
-        return {"failure": f"{type(error).__name__}: {error}"}
 
 
 def _describe(config: dict[str, Any]) -> dict[str, Any]:
